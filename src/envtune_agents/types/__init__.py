@@ -1,0 +1,63 @@
+"""Every noun that travels through the library, and the small Protocols that users implement.
+
+One word for one thing, everywhere: a *task* is one conversation with a goal; a *turn* is one user message and
+everything up to the next; a *step* is one model call; a *call* is one tool call; an *outcome* is what a call
+returned; a *failure* is a call that did not do its job; a *hint* is text added to a failure; a *rollout* is the
+record of one episode.
+"""
+
+from envtune_agents.types.protocols import (
+    DetectsFailures,
+    Environment,
+    Forkable,
+    HintRule,
+    JsonValue,
+    ProgressScorer,
+    RunsCalls,
+)
+from envtune_agents.types.records import (
+    Advice,
+    CallOutcome,
+    FailureKind,
+    Hint,
+    Rollout,
+    RolloutStep,
+    RolloutTurn,
+    Scene,
+    StopReason,
+    Task,
+    Timings,
+    TokenTrace,
+    ToolCall,
+    ToolFailure,
+    TurnEvidence,
+    TurnScore,
+    Usage,
+)
+
+__all__ = [
+    "Advice",
+    "CallOutcome",
+    "DetectsFailures",
+    "Environment",
+    "FailureKind",
+    "Forkable",
+    "Hint",
+    "HintRule",
+    "JsonValue",
+    "ProgressScorer",
+    "Rollout",
+    "RolloutStep",
+    "RolloutTurn",
+    "RunsCalls",
+    "Scene",
+    "StopReason",
+    "Task",
+    "Timings",
+    "TokenTrace",
+    "ToolCall",
+    "ToolFailure",
+    "TurnEvidence",
+    "TurnScore",
+    "Usage",
+]
