@@ -1,0 +1,212 @@
+"""The engine mounted on LangGraph's `ToolNode`: a pair of wrappers around each tool call.
+
+    node = ToolNode(tools, **hint_tool_calls(3)._asdict())
+
+A wrapped call never raises: what the tool raised, a timeout and an oversized answer all become the tool message of a
+failed call. Interrupts and `Command` results pass through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from envtune_agents.deadline import call_with_deadline
+from envtune_agents.hints.engine import HintDial, HintEngine, as_engine
+from envtune_agents.hints.failures import FailureDetector, failure_kind
+from envtune_agents.tool_schema import same_objects, tool_schemas
+from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolCall, ToolFailure
+
+if TYPE_CHECKING:
+    from langchain_core.messages import AnyMessage, ToolMessage
+    from langchain_core.tools import BaseTool
+    from langgraph.prebuilt.tool_node import ToolCallRequest
+
+MAX_CONTENT_CHARS = 100_000
+OUTCOME_KEY = "outcome"
+"""Key of a tool message's `additional_kwargs` under which its outcome travels; no chat model sends it on."""
+
+Answer = Any
+"""What a tool call gives LangGraph: a `ToolMessage`, a `Command`, or a list of them."""
+
+
+class ToolCallWrappers(NamedTuple):
+    """The two keyword arguments of `ToolNode` that mount an engine."""
+
+    wrap_tool_call: Callable[[ToolCallRequest, Callable[[ToolCallRequest], Answer]], Answer]
+    awrap_tool_call: Callable[[ToolCallRequest, Callable[[ToolCallRequest], Awaitable[Answer]]], Awaitable[Answer]]
+
+
+def hint_tool_calls(
+    hints: HintEngine | HintDial | int = 3,
+    *,
+    detect: FailureDetector | None = None,
+    call_timeout_s: float | None = None,
+    max_content_chars: int = MAX_CONTENT_CHARS,
+) -> ToolCallWrappers:
+    """The `wrap_tool_call` and `awrap_tool_call` that add hints to the failed calls of a `ToolNode`.
+
+    `hints` is an engine, a dial or a level from 0 to 3; `detect` recognises failures that look like success. A call
+    that takes longer than `call_timeout_s` seconds fails; an answer longer than `max_content_chars` is cut, with a
+    note.
+    """
+    scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
+
+    def wrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Answer]) -> Answer:
+        started = time.perf_counter()
+        try:
+            answer = call_with_deadline(partial(execute, request), call_timeout_s)
+        except Exception as error:
+            answer = scribe.caught(request, error)
+        return scribe.written(request, answer, time.perf_counter() - started)
+
+    async def awrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Answer:
+        started = time.perf_counter()
+        try:
+            answer = await asyncio.wait_for(execute(request), call_timeout_s)
+        except Exception as error:
+            answer = scribe.caught(request, error)
+        return scribe.written(request, answer, time.perf_counter() - started)
+
+    return ToolCallWrappers(wrap, awrap)
+
+
+class OutcomeScribe:
+    """Turns what a call gave into the tool message that the model sees and the outcome that the record keeps."""
+
+    def __init__(self, engine: HintEngine, detect: FailureDetector | None, max_content_chars: int) -> None:
+        self._engine = engine
+        self._detect = detect
+        self._max_chars = max_content_chars
+        self._known: tuple[Sequence[BaseTool], dict[str, dict[str, Any]]] = ((), {})
+
+    def caught(self, request: ToolCallRequest, error: Exception) -> ToolFailure:
+        """The failure that an exception amounts to; interrupts are raised again."""
+        from langgraph.errors import GraphBubbleUp, is_invalid_resume
+
+        if isinstance(error, GraphBubbleUp) or is_invalid_resume(error):
+            raise error
+        return failure_of(error, _call(request.tool_call), self.schemas(_visible(request)))
+
+    def written(self, request: ToolCallRequest, answer: Answer, duration_s: float) -> Answer:
+        """The tool message for `answer`, with its outcome; anything but a tool message passes through."""
+        from langchain_core.messages import ToolMessage
+
+        call, tools = _call(request.tool_call), _visible(request)
+        history = outcomes_in(_messages(request.state))
+        if isinstance(answer, ToolFailure):
+            return self.message(call, error_text(answer), tools, history, answer, duration_s)
+        if not isinstance(answer, ToolMessage):
+            return answer
+        raw = text_of(answer)
+        failure = None
+        if answer.status == "error":
+            failure = ToolFailure(failure_kind(call, self.schemas(tools)), raw)
+        return self.message(call, raw, tools, history, failure, duration_s, answer)
+
+    def message(
+        self,
+        call: ToolCall,
+        raw_content: str,
+        tools: Sequence[BaseTool],
+        history: Sequence[CallOutcome],
+        failure: ToolFailure | None = None,
+        duration_s: float = 0.0,
+        answer: ToolMessage | None = None,
+    ) -> ToolMessage:
+        """The tool message for one call. Fields of `answer`, if the tool gave one, are kept."""
+        from langchain_core.messages import ToolMessage
+
+        capped = self._capped(raw_content)
+        outcome = self._engine.outcome(
+            call,
+            capped,
+            tools=self.schemas(tools),
+            history=history,
+            detect=self._detect,
+            failure=failure,
+            duration_s=duration_s,
+        )
+        if answer is None:
+            answer = ToolMessage(
+                "", name=call.name, tool_call_id=call.call_id, status="error" if failure else "success"
+            )
+        changed: dict[str, Any] = {"additional_kwargs": {**answer.additional_kwargs, OUTCOME_KEY: asdict(outcome)}}
+        if outcome.hint or capped is not raw_content or not answer.content:
+            changed["content"] = outcome.content
+        return answer.model_copy(update=changed)
+
+    def schemas(self, tools: Sequence[BaseTool]) -> dict[str, dict[str, Any]]:
+        """`tool_schemas(tools)`, worked out once for as long as the same tools are visible."""
+        known, schemas = self._known
+        if not same_objects(known, tools):
+            schemas = tool_schemas(tools)
+            self._known = (tuple(tools), schemas)
+        return schemas
+
+    def _capped(self, text: str) -> str:
+        if len(text) <= self._max_chars:
+            return text
+        note = f"[cut: the answer had {len(text):,} characters, the first {self._max_chars:,} are shown]"
+        return f"{text[: self._max_chars]}\n{note}"
+
+
+def outcomes_in(messages: Sequence[AnyMessage]) -> list[CallOutcome]:
+    """The outcomes that a conversation's tool messages carry, oldest first."""
+    carried = (getattr(message, "additional_kwargs", {}).get(OUTCOME_KEY) for message in messages)
+    return [outcome_from(fields) for fields in carried if fields]
+
+
+def outcome_from(fields: Mapping[str, Any]) -> CallOutcome:
+    """A `CallOutcome` from its plain form, as `dataclasses.asdict` or JSON gives it."""
+    failure, hint = fields.get("failure"), fields.get("hint")
+    return CallOutcome(
+        name=fields["name"],
+        args=fields["args"],
+        content=fields["content"],
+        raw_content=fields["raw_content"],
+        failure=ToolFailure(FailureKind(failure["kind"]), failure["message"]) if failure else None,
+        hint=Hint(**hint) if hint else None,
+        call_id=fields.get("call_id", ""),
+        duration_s=fields.get("duration_s", 0.0),
+    )
+
+
+def failure_of(error: Exception, call: ToolCall, tools: Mapping[str, Mapping[str, Any]]) -> ToolFailure:
+    """The failure that an exception out of a tool amounts to, without a traceback."""
+    if isinstance(error, TimeoutError):
+        return ToolFailure(FailureKind.TIMEOUT, str(error) or "no answer in time")
+    text = str(error).strip() or type(error).__name__
+    return ToolFailure(failure_kind(call, tools), text)
+
+
+def error_text(failure: ToolFailure) -> str:
+    """A failure that has no answer of its own, as a tool message says it."""
+    message = failure.message
+    return message if message.lower().startswith("error") else f"Error: {message}"
+
+
+def text_of(message: ToolMessage) -> str:
+    """The text of a tool message, content blocks joined."""
+    if isinstance(message.content, str):
+        return message.content
+    parts = (block if isinstance(block, str) else str(block.get("text", "")) for block in message.content)
+    return "\n".join(part for part in parts if part)
+
+
+def _call(tool_call: Mapping[str, Any]) -> ToolCall:
+    return ToolCall(tool_call["name"], tool_call["args"], tool_call["id"] or "")
+
+
+def _visible(request: ToolCallRequest) -> Sequence[BaseTool]:
+    return getattr(request.runtime, "tools", None) or ([request.tool] if request.tool else [])
+
+
+def _messages(state: Any) -> Sequence[AnyMessage]:
+    if isinstance(state, Mapping):
+        return state.get("messages") or ()
+    return state if isinstance(state, list) else getattr(state, "messages", ())
