@@ -1,0 +1,25 @@
+"""What one episode carries from node to node: plain values only, so that any checkpointer can store it."""
+
+from __future__ import annotations
+
+import operator
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.messages import AnyMessage
+from langgraph.graph.message import add_messages
+
+
+class EpisodeState(TypedDict, total=False):
+    """The state of an agent graph. A graph without an environment uses only `messages` and `step`."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    turn: int
+    """0-based index of the open turn."""
+    step: int
+    """Model calls made in the open turn."""
+    scores: Annotated[list[dict[str, float]], operator.add]
+    """One `TurnScore` for each closed turn, as a plain dictionary."""
+    world: Any
+    """The environment's snapshot."""
+    stop_reason: str
+    """A `StopReason` once the episode has ended."""

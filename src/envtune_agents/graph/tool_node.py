@@ -1,0 +1,175 @@
+"""The tool node: every call of the last reply, in order, each with a hint if it failed.
+
+LangGraph's own `ToolNode` runs the calls of one reply in parallel; a stateful environment needs them in order, so this
+node hands it one call at a time and leaves everything else (injection, validation, `Command`, interrupts) to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import AIMessage, InvalidToolCall, ToolMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.prebuilt import ToolNode
+
+from envtune_agents.deadline import acall_with_deadline, call_with_deadline
+from envtune_agents.graph.world import World
+from envtune_agents.hints import HintDial, HintEngine, as_engine, hint_tool_calls, outcomes_in
+from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, OutcomeScribe, error_text, failure_of
+from envtune_agents.tool_schema import same_objects
+from envtune_agents.types import (
+    DetectsFailures,
+    Environment,
+    FailureKind,
+    RunsCalls,
+    ToolCall,
+    ToolFailure,
+)
+
+CALL_TIMEOUT_S = 30.0
+
+
+class HintedToolNode(Runnable[Any, Any]):
+    """A node for any StateGraph with a `messages` key: `builder.add_node("tools", HintedToolNode(tools, hints=3))`.
+
+    Give it `tools`, or the `environment` that shows them. It sees all shapes of a failed call: a tool that raises, bad
+    arguments, an unknown tool, an error in a polite answer, and a call that could not be parsed
+    (`AIMessage.invalid_tool_calls`). No tool can raise out of it, hang it for more than `call_timeout_s` seconds, or
+    flood the prompt with more than `max_content_chars` characters.
+    """
+
+    def __init__(
+        self,
+        tools: Sequence[BaseTool | Callable[..., Any]] = (),
+        *,
+        hints: HintEngine | HintDial | int = 3,
+        environment: Environment | World | None = None,
+        call_timeout_s: float | None = CALL_TIMEOUT_S,
+        max_content_chars: int = MAX_CONTENT_CHARS,
+    ) -> None:
+        engine = as_engine(hints)
+        self._world = World.of(environment) if environment is not None else None
+        detect = self._detect if self._world else None
+        self._scribe = OutcomeScribe(engine, detect, max_content_chars)
+        self._call_timeout_s = call_timeout_s
+        self._wrappers = hint_tool_calls(
+            engine, detect=detect, call_timeout_s=call_timeout_s, max_content_chars=max_content_chars
+        )
+        self._node = ToolNode(tools, **self._wrappers._asdict())
+
+    @property
+    def static_tools(self) -> list[BaseTool]:
+        """The tools given at construction, as LangChain tools; none when an environment shows them."""
+        return [] if self._world else list(self._node.tools_by_name.values())
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
+        calls = self._calls(input, config)
+        answer: Any = None
+        while True:
+            try:
+                pending = calls.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = pending.run()
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
+        calls = self._calls(input, config)
+        answer: Any = None
+        while True:
+            try:
+                pending = calls.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = await (pending.arun() if pending.arun else acall_with_deadline(pending.run, None))
+
+    def _calls(self, state: dict[str, Any], config: RunnableConfig | None) -> Generator[_Pending, Any, Any]:
+        """Yields each call of the last reply when its turn comes, takes its answer, and returns the state update."""
+        reply = _last_reply(state)
+        messages: list[ToolMessage] = []
+        commands: list[Any] = []
+        if self._world:
+            self._world.at(state.get("world"))
+        for call in reply.tool_calls:
+            before = self._world.snapshot() if self._world else None
+            seen = {**state, "messages": [*state["messages"], *messages]}
+            answer = yield self._pending(dict(call), seen, config)
+            for part in answer if isinstance(answer, list) else [answer]:
+                if isinstance(part, dict):
+                    messages.extend(part["messages"])
+                else:
+                    (messages if isinstance(part, ToolMessage) else commands).append(part)
+            if self._world and _timed_out(messages):
+                self._world.rewind(before)
+        for invalid in reply.invalid_tool_calls:
+            messages.append(self._unreadable(invalid, [*state["messages"], *messages]))
+        update = {"messages": messages, **(self._world.update() if self._world else {})}
+        return [update, *commands] if commands else update
+
+    def _pending(self, call: dict[str, Any], state: dict[str, Any], config: RunnableConfig | None) -> _Pending:
+        if self._world and isinstance(self._world.live, RunsCalls):
+            return _Pending(partial(self._run_in_world, self._world.live, call, state))
+        node = self._current_node()
+        payload = {"__type": "tool_call_with_context", "tool_call": {**call, "type": "tool_call"}, "state": state}
+        waits = _is_async(node.tools_by_name.get(call["name"]))
+        return _Pending(
+            partial(node.invoke, payload, config), partial(node.ainvoke, payload, config) if waits else None
+        )
+
+    def _run_in_world(self, world: RunsCalls, call: dict[str, Any], state: dict[str, Any]) -> ToolMessage:
+        asked = ToolCall(call["name"], call["args"], call["id"] or "")
+        visible = self._visible()
+        raw, failure, started = "", None, time.perf_counter()
+        try:
+            raw = call_with_deadline(partial(world.run_call, asked), self._call_timeout_s)
+        except Exception as error:
+            failure = failure_of(error, asked, self._scribe.schemas(visible))
+            raw = error_text(failure)
+        duration_s = time.perf_counter() - started
+        return self._scribe.message(asked, raw, visible, outcomes_in(state["messages"]), failure, duration_s)
+
+    def _unreadable(self, call: InvalidToolCall, messages: Sequence[Any]) -> ToolMessage:
+        failure = ToolFailure(FailureKind.MALFORMED_CALL, call["error"] or "the call is not valid JSON")
+        asked = ToolCall(call["name"] or "", {}, call["id"] or "")
+        return self._scribe.message(asked, error_text(failure), self._visible(), outcomes_in(messages), failure)
+
+    def _visible(self) -> list[BaseTool]:
+        return list(self._world.live.tools() if self._world else self._node.tools_by_name.values())
+
+    def _current_node(self) -> ToolNode:
+        visible = self._visible()
+        if not same_objects(list(self._node.tools_by_name.values()), visible):
+            self._node = ToolNode(visible, **self._wrappers._asdict())
+        return self._node
+
+    def _detect(self, call: ToolCall, raw_content: str) -> ToolFailure | None:
+        environment = self._world.live if self._world else None
+        return environment.detect_failure(call, raw_content) if isinstance(environment, DetectsFailures) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """One call whose turn has come: how to run it, and how to await it if its tool is a coroutine."""
+
+    run: Callable[[], Any]
+    arun: Callable[[], Awaitable[Any]] | None = None
+
+
+def _last_reply(state: dict[str, Any]) -> AIMessage:
+    return next(message for message in reversed(state["messages"]) if isinstance(message, AIMessage))
+
+
+def _is_async(tool: BaseTool | None) -> bool:
+    """Whether awaiting the tool runs a coroutine of its own, and not its function in a pool that a hang would block."""
+    return getattr(tool, "coroutine", None) is not None or (
+        tool is not None and not hasattr(tool, "coroutine") and type(tool)._arun is not BaseTool._arun
+    )
+
+
+def _timed_out(messages: Sequence[ToolMessage]) -> bool:
+    last = outcomes_in(messages[-1:])
+    return bool(last) and last[0].failure is not None and last[0].failure.kind is FailureKind.TIMEOUT
