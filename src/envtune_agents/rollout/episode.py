@@ -1,0 +1,111 @@
+"""Run one episode: environment and model in, `Rollout` out, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, TypedDict, Unpack
+
+from langchain_core.exceptions import ContextOverflowError as ProviderContextOverflowError
+from langchain_core.language_models import BaseChatModel
+
+from envtune_agents.errors import ContextOverflowError
+from envtune_agents.graph import build_agent_graph
+from envtune_agents.hints import HintDial, HintEngine, as_engine
+from envtune_agents.progress import episode_reward
+from envtune_agents.rollout.record import timings_of, turns_of, usage_of
+from envtune_agents.types import Environment, ProgressScorer, Rollout, StopReason, TurnScore
+
+EPISODE_TIMEOUT_S = 1800.0
+_NO_LIMIT = 1_000_000
+
+
+class EpisodeOptions(TypedDict, total=False):
+    """The settings that `run_episode` and `collect` share; all but the last two are those of `build_agent_graph`."""
+
+    hints: HintEngine | HintDial | int
+    scorer: ProgressScorer
+    system_prompt: str | None
+    max_steps: int
+    call_timeout_s: float | None
+    scorer_timeout_s: float | None
+    first_step_calls: bool
+    stage: str
+    """Curriculum stage, for the record only."""
+    episode_timeout_s: float | None
+    """Wall seconds for the whole episode; 1,800 unless given."""
+
+
+async def run_episode(
+    model: BaseChatModel,
+    environment: Environment,
+    *,
+    seed: int = 0,
+    sample: int = 0,
+    **options: Unpack[EpisodeOptions],
+) -> Rollout:
+    """Plays the environment's task with `model` and gives the record.
+
+    Nothing that the model, a tool, the environment or the scorer does raises out of here: it ends the episode and is
+    recorded as its `stop_reason` and `error`. `seed` and `sample` name the rollout and, for models with a seed, set it.
+    """
+    graph_options: dict[str, Any] = dict(options)
+    stage = graph_options.pop("stage", "")
+    timeout_s = graph_options.pop("episode_timeout_s", EPISODE_TIMEOUT_S)
+    graph_options["hints"] = engine = as_engine(graph_options.get("hints", 3))
+    episode_seed = (seed * 7_919 + sample * 104_729) % 2**31
+    graph = build_agent_graph(model, environment, seed=episode_seed, **graph_options)
+    started = time.perf_counter()
+    state, stop_reason, error = await _play(graph, timeout_s)
+    turns = turns_of(state.get("messages", []), state.get("scores", []))
+    scores = [TurnScore(**score) for score in state.get("scores", [])]
+    task = environment.task
+    return Rollout(
+        rollout_id=rollout_id(task.task_id, seed, sample),
+        task_id=task.task_id,
+        category=task.category,
+        seed=seed,
+        sample=sample,
+        model=model_name(model),
+        stage=stage,
+        hint_level=engine.dial.level,
+        turns=turns,
+        n_turns=len(task.turns),
+        reward=None if error else episode_reward(scores, len(task.turns)),
+        stop_reason=stop_reason,
+        error=error,
+        usage=usage_of(state.get("messages", [])),
+        timings=timings_of(turns, time.perf_counter() - started),
+    )
+
+
+async def _play(graph: Any, timeout_s: float | None) -> tuple[dict[str, Any], StopReason, str | None]:
+    state: dict[str, Any] = {}
+    deadline = asyncio.timeout(timeout_s)
+    try:
+        async with deadline:
+            async for values in graph.astream({}, {"recursion_limit": _NO_LIMIT}, stream_mode="values"):
+                state = values
+    except (ContextOverflowError, ProviderContextOverflowError):
+        return state, StopReason.CONTEXT, None
+    except Exception as error:
+        if deadline.expired():
+            return state, StopReason.TIMEOUT, None
+        return state, StopReason.ERROR, one_line(error)
+    return state, StopReason(state["stop_reason"]), None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as a record keeps it: its type and message, on one line, without a traceback."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:1000]
+
+
+def rollout_id(task_id: str, seed: int, sample: int) -> str:
+    """The name of one rollout: the same task, seed and sample give the same name, which resuming relies on."""
+    return f"{task_id}/{seed}/{sample}"
+
+
+def model_name(model: BaseChatModel) -> str:
+    """The name a record gives a model: its `model_name` or `model` field, otherwise its kind."""
+    name = getattr(model, "model_name", None) or getattr(model, "model", None)
+    return str(name or model._llm_type)

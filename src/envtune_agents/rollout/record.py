@@ -1,0 +1,103 @@
+"""The conversation of one episode -> its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+
+from envtune_agents.hints import outcomes_in
+from envtune_agents.qwen import format_call
+from envtune_agents.types import (
+    RolloutStep,
+    RolloutTurn,
+    Timings,
+    TokenTrace,
+    TurnScore,
+    Usage,
+)
+
+TOKEN_TRACE_KEY = "token_trace"
+"""Key of an AI message's `response_metadata` under which `ChatTransformers` puts the exact tokens."""
+
+
+def turns_of(messages: Sequence[AnyMessage], scores: Sequence[Mapping[str, float]]) -> tuple[RolloutTurn, ...]:
+    """The turns of a conversation: each human message opens one, each AI message is a step."""
+    groups: list[tuple[str, list[AnyMessage]]] = []
+    for message in messages:
+        if isinstance(message, HumanMessage):
+            groups.append((str(message.text), []))
+        elif groups:
+            groups[-1][1].append(message)
+    return tuple(
+        RolloutTurn(user, tuple(_steps(group)), TurnScore(**scores[index]) if index < len(scores) else None)
+        for index, (user, group) in enumerate(groups)
+    )
+
+
+def usage_of(messages: Iterable[AnyMessage]) -> Usage:
+    """The token counts that the replies report, summed."""
+    reports = [
+        message.usage_metadata for message in messages if isinstance(message, AIMessage) and message.usage_metadata
+    ]
+    return Usage(
+        input_tokens=sum(report["input_tokens"] for report in reports),
+        output_tokens=sum(report["output_tokens"] for report in reports),
+        cached_tokens=sum((report.get("input_token_details") or {}).get("cache_read") or 0 for report in reports),
+    )
+
+
+def timings_of(turns: Iterable[RolloutTurn], total_s: float) -> Timings:
+    """How the episode's wall time divides; what is left over is the environment, the scorer and the graph."""
+    steps = [step for turn in turns for step in turn.steps]
+    return Timings(
+        total_s=total_s,
+        model_s=sum(step.duration_s for step in steps),
+        tools_s=sum(outcome.duration_s for step in steps for outcome in step.outcomes),
+    )
+
+
+def said(message: AIMessage) -> str:
+    """A reply as text in Qwen's form, for models that do not report the text they sampled."""
+    parts = [str(message.text)] if message.text else []
+    parts += [format_call(call["name"], call["args"]) for call in message.tool_calls]
+    parts += [call["args"] or "" for call in message.invalid_tool_calls]
+    return "\n".join(parts)
+
+
+def token_trace(message: AIMessage) -> TokenTrace | None:
+    """The exact tokens of a reply, or None when its model does not report them."""
+    trace: dict[str, Any] | None = message.response_metadata.get(TOKEN_TRACE_KEY)
+    if not trace:
+        return None
+    return TokenTrace(
+        prompt_token_ids=tuple(trace["prompt_token_ids"]),
+        completion_token_ids=tuple(trace["completion_token_ids"]),
+        logprobs=tuple(trace["logprobs"]),
+        text=trace["text"],
+        template_hash=trace["template_hash"],
+        constrained=trace["constrained"],
+    )
+
+
+def _steps(messages: Sequence[AnyMessage]) -> Iterable[RolloutStep]:
+    starts = [index for index, message in enumerate(messages) if isinstance(message, AIMessage)]
+    for start, end in pairwise([*starts, len(messages)]):
+        answers = [message for message in messages[start:end] if isinstance(message, ToolMessage)]
+        yield _step(messages[start], answers)
+
+
+def _step(reply: Any, answers: Sequence[ToolMessage]) -> RolloutStep:
+    trace = token_trace(reply) or TokenTrace((), (), (), said(reply))
+    return RolloutStep(
+        reply=trace.text,
+        prompt_token_ids=trace.prompt_token_ids,
+        completion_token_ids=trace.completion_token_ids,
+        logprobs=trace.logprobs,
+        constrained=trace.constrained,
+        finish_reason=str(reply.response_metadata.get("finish_reason") or ""),
+        outcomes=tuple(outcomes_in(answers)),
+        duration_s=float(reply.response_metadata.get("duration_s") or 0.0),
+    )
