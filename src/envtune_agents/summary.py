@@ -1,0 +1,158 @@
+"""Rollouts -> what a person reads in a terminal: a table of a run, and one rollout from beginning to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envtune_agents.types import CallOutcome, FailureKind, Rollout, RolloutTurn
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_SHOWN_CHARS = 400
+
+
+@dataclass(slots=True)
+class CategoryTotals:
+    """What the rollouts of one category add up to."""
+
+    rollouts: int = 0
+    solved: int = 0
+    """Rollouts in which every turn scored 1."""
+    turns: int = 0
+    """Turns of the tasks, played or not."""
+    turns_solved: int = 0
+    """Played turns that scored 1."""
+    calls: int = 0
+    failures: int = 0
+    hints: int = 0
+    hints_followed: int = 0
+    """Hints after which another call was made that the hint could have helped."""
+    fixed: int = 0
+    """Hints whose next such call did its job."""
+    output_tokens: int = 0
+    input_tokens: int = 0
+    seconds: float = 0.0
+    errors: int = 0
+
+    def add(self, rollout: Rollout) -> None:
+        """Counts one rollout in."""
+        outcomes = list(outcomes_of(rollout))
+        follow_ups = [next_call_worked(outcomes, index) for index, outcome in enumerate(outcomes) if outcome.hint]
+        self.rollouts += 1
+        self.solved += rollout.solved
+        self.turns += rollout.n_turns
+        self.turns_solved += sum(turn.score is not None and turn.score.value == 1.0 for turn in rollout.turns)
+        self.calls += len(outcomes)
+        self.failures += sum(outcome.failure is not None for outcome in outcomes)
+        self.hints += len(follow_ups)
+        self.hints_followed += sum(worked is not None for worked in follow_ups)
+        self.fixed += sum(worked is True for worked in follow_ups)
+        self.input_tokens += rollout.usage.input_tokens
+        self.output_tokens += rollout.usage.output_tokens
+        self.seconds += rollout.timings.total_s
+        self.errors += rollout.error is not None
+
+
+def outcomes_of(rollout: Rollout) -> Iterator[CallOutcome]:
+    """Every call of an episode, in order."""
+    for turn in rollout.turns:
+        for step in turn.steps:
+            yield from step.outcomes
+
+
+def next_call_worked(outcomes: list[CallOutcome], index: int) -> bool | None:
+    """Whether the next call after a hint did its job: the next one of the same tool, or the very next one where the
+    failed call named no tool that exists. None when no such call was made."""
+    failed = outcomes[index]
+    anything = failed.failure is not None and failed.failure.kind in (
+        FailureKind.UNKNOWN_TOOL,
+        FailureKind.MALFORMED_CALL,
+    )
+    for outcome in outcomes[index + 1 :]:
+        if anything or outcome.name == failed.name:
+            return outcome.failure is None
+    return None
+
+
+def totals_by_category(rollouts: Iterable[Rollout]) -> dict[str, CategoryTotals]:
+    """The totals of each category, in the order in which they first appear."""
+    totals: dict[str, CategoryTotals] = {}
+    for rollout in rollouts:
+        totals.setdefault(rollout.category, CategoryTotals()).add(rollout)
+    return totals
+
+
+def summary_table(rollouts: Iterable[Rollout]) -> Table:
+    """A run as a table, one line for each category and one for all."""
+    from rich.table import Table
+
+    table = Table(title="Rollouts by category", title_justify="left")
+    table.add_column("category", no_wrap=True)
+    for name in ("turns\nsolved", "calls", "fail-\nures", "hints\nshown", "next call\nfixed", "tokens", "sec-\nonds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    totals = totals_by_category(rollouts)
+    for category, row in sorted(totals.items()):
+        table.add_row(category, *_cells(row))
+    whole = _sum(totals.values())
+    table.add_section()
+    table.add_row("all", *_cells(whole))
+    table.caption = f"{whole.rollouts} rollouts: {whole.solved} solved, {whole.errors} ended with an error"
+    table.caption_justify = "left"
+    return table
+
+
+def _cells(row: CategoryTotals) -> list[str]:
+    return [
+        f"{row.turns_solved} of {row.turns}",
+        f"{row.calls}",
+        f"{row.failures}",
+        f"{row.hints}",
+        f"{row.fixed} of {row.hints_followed}",
+        f"{row.input_tokens + row.output_tokens:,}",
+        f"{row.seconds:.0f}",
+    ]
+
+
+def _sum(rows: Iterable[CategoryTotals]) -> CategoryTotals:
+    total = CategoryTotals()
+    for row in rows:
+        for name in CategoryTotals.__dataclass_fields__:
+            setattr(total, name, getattr(total, name) + getattr(row, name))
+    return total
+
+
+def rollout_text(rollout: Rollout) -> RenderableType:
+    """One rollout in readable form: who said what, what each call returned, which hint was added, how it scored."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(f"{rollout.rollout_id}  ({rollout.model}, hint level {rollout.hint_level})", style="bold")]
+    for index, turn in enumerate(rollout.turns):
+        lines += [Text(), Text(f"turn {index + 1} of {rollout.n_turns}", style="bold cyan")]
+        lines += [Text(text, style=style) for text, style in _turn_lines(turn)]
+    reward = "none" if rollout.reward is None else f"{rollout.reward:.2f}"
+    end = f"reward {reward}, ended by {rollout.stop_reason.value}"
+    lines += [Text(), Text(end + (f": {rollout.error}" if rollout.error else ""), style="bold")]
+    return Group(*lines)
+
+
+def _turn_lines(turn: RolloutTurn) -> Iterator[tuple[str, str]]:
+    yield f"user   {_short(turn.user)}", "white"
+    for step in turn.steps:
+        yield f"model  {_short(step.reply) or '(says nothing)'}", "green"
+        for outcome in step.outcomes:
+            yield f"tool   {_short(outcome.raw_content)}", "red" if outcome.failure else "blue"
+            if outcome.hint:
+                yield f"hint   [{outcome.hint.rule}] {_short(outcome.hint.text)}", "yellow"
+    if turn.score:
+        score = turn.score
+        yield f"score  {score.value:.2f} (state {score.state:.2f}, response {score.response:.2f})", "magenta"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(text):,} characters)"

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from envtune_agents.summary import next_call_worked, rollout_text, summary_table, totals_by_category
+from envtune_agents.types import (
+    CallOutcome,
+    FailureKind,
+    Hint,
+    Rollout,
+    RolloutStep,
+    RolloutTurn,
+    StopReason,
+    ToolFailure,
+    TurnScore,
+)
+
+
+def outcome(name: str, kind: FailureKind | None = None, *, hinted: bool = False) -> CallOutcome:
+    failure = ToolFailure(kind, "no") if kind else None
+    return CallOutcome(name, {}, "shown", "raw", failure, Hint("rule", 3, "try this") if hinted else None)
+
+
+def rollout(*outcomes: CallOutcome, category: str = "base", score: float = 1.0) -> Rollout:
+    turn = RolloutTurn("please", (RolloutStep("<tool_call>", outcomes=outcomes),), TurnScore(1, score, score))
+    return Rollout("r/0/0", "r", category, 0, 0, "m", "", 3, (turn,), 1, score, StopReason.DONE)
+
+
+def shown(thing: Any) -> str:
+    console = Console(width=200, record=True, file=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(thing)
+    return captured.get()
+
+
+def test_a_hint_worked_when_the_next_call_of_that_tool_did_its_job() -> None:
+    wrong, right = outcome("cd", FailureKind.TOOL_ERROR, hinted=True), outcome("cd")
+    assert next_call_worked([wrong, outcome("ls"), right], 0) is True
+    assert next_call_worked([wrong, outcome("ls"), wrong], 0) is False
+    assert next_call_worked([wrong, outcome("ls")], 0) is None
+    unknown = outcome("dc", FailureKind.UNKNOWN_TOOL, hinted=True)
+    assert next_call_worked([unknown, right], 0) is True
+
+
+def test_totals_and_table() -> None:
+    wrong = outcome("cd", FailureKind.TOOL_ERROR, hinted=True)
+    rollouts = [rollout(wrong, outcome("cd")), rollout(wrong, score=0.0), rollout(category="miss_func")]
+    totals = totals_by_category(rollouts)
+    base = totals["base"]
+    assert (base.rollouts, base.solved, base.turns, base.turns_solved) == (2, 1, 2, 1)
+    assert (base.calls, base.failures, base.hints, base.hints_followed, base.fixed) == (3, 2, 2, 1, 1)
+    table = shown(summary_table(rollouts))
+    assert "1 of 2" in table
+    assert "miss_func" in table
+
+
+def test_a_rollout_reads_like_a_conversation() -> None:
+    text = shown(rollout_text(rollout(outcome("cd", FailureKind.TOOL_ERROR, hinted=True), score=0.5)))
+    for part in (
+        "r/0/0",
+        "user   please",
+        "tool   raw",
+        "hint   [rule] try this",
+        "score  0.50",
+        "reward 0.50",
+        "done",
+    ):
+        assert part in text
