@@ -9,6 +9,7 @@ of `DEFAULT_RULES`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -67,11 +68,11 @@ class MissingArgument:
             return None
         parameters = _parameters(scene)
         types = "; ".join(f"{name} ({_type_of(name, parameters)})" for name in faults.missing)
-        described = [f"{name}: {_description(name, parameters)}" for name in faults.missing]
+        described = [f"{name}: {text}" for name in faults.missing if (text := _description(name, parameters))]
         return Advice(
             problem=f"{quoted(scene.call.name)} was called without its required argument {_names(faults.missing)}.",
             constraint=f"Every call must give: {types}.",
-            pointer=f"About the missing argument: {' '.join(described)}",
+            pointer=f"About the missing argument: {' '.join(described)}" if described else "",
         )
 
 
@@ -110,12 +111,45 @@ class MalformedCall:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedArgument:
+    """A call that fits its schema, yet the tool's error repeats the value or the name of one of its arguments.
+
+    The advice is the argument's own description: what a reader would look up first. The value shown is the agent's own.
+    """
+
+    name: str = "schema.refused_argument"
+
+    def __call__(self, scene: Scene) -> Advice | None:
+        if scene.failure.kind is not FailureKind.TOOL_ERROR or scene.call.name not in scene.tools:
+            return None
+        argument = _argument_in(scene.failure.message, scene.call.args)
+        if argument is None or argument not in (_parameters(scene).get("properties") or {}):
+            return None
+        described = _description(argument, _parameters(scene))
+        return Advice(
+            problem=f"{quoted(scene.call.name)} refused {argument} = {_shown(scene.call.args[argument])}.",
+            constraint=f"What {argument} must be: {described}" if described else "",
+            pointer=f"The same call will fail again: change {argument}, or first call a tool that shows what fits.",
+        )
+
+
+def _argument_in(message: str, args: Mapping[str, Any]) -> str | None:
+    """The argument that an error is about: the one with the longest value it repeats, else one that it names."""
+    repeated = [name for name, value in args.items() if len(str(value)) > 1 and str(value) in message]
+    if repeated:
+        return max(repeated, key=lambda name: len(str(args[name])))
+    words = set(re.findall(r"\w+", message.lower()))
+    return next((name for name in args if name.lower() in words), None)
+
+
 DEFAULT_RULES: tuple[HintRule, ...] = (
     MalformedCall(),
     UnknownTool(),
     UnknownArgument(),
     MissingArgument(),
     WrongArgumentType(),
+    RefusedArgument(),
 )
 """The first layer: schema rules, in the order in which they are asked."""
 
@@ -153,7 +187,8 @@ def _rename_pointer(faults: SchemaFaults, scene: Scene, parameters: Mapping[str,
         if not near and len(faults.unknown) == len(faults.missing) == 1:
             near = list(faults.missing)
         if near:
-            return f"{quoted(name)} probably means {near[0]}: {_description(near[0], parameters)}"
+            text = _description(near[0], parameters)
+            return f"{quoted(name)} probably means {near[0]}" + (f": {text}" if text else ".")
     if faults.missing:
         return f"Still missing: {', '.join(faults.missing)}."
     return f"Leave out {_names(faults.unknown)}."
@@ -189,7 +224,7 @@ def _type_of(name: str, parameters: Mapping[str, Any]) -> str:
 def _description(name: str, parameters: Mapping[str, Any]) -> str:
     schema = (parameters.get("properties") or {}).get(name) or {}
     text = " ".join(str(schema.get("description") or "").split())
-    return _cut(text, 240) if text else f"{_type_of(name, parameters)}."
+    return _cut(text, 240)
 
 
 def _names(names: Iterable[str]) -> str:
