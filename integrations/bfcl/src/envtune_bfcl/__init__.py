@@ -1,0 +1,49 @@
+"""BFCL V3 multi-turn for envtune-agents: 800 tasks with a fixed split, live environments, official verdicts.
+
+from envtune_bfcl import BfclEnvironment, load_tasks, replay
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envtune_bfcl.calls import parse_call
+    from envtune_bfcl.data import CATEGORIES, load_task, load_tasks
+    from envtune_bfcl.environment import BfclEnvironment, try_calls
+    from envtune_bfcl.verdicts import Replay, replay
+
+_HOME = {
+    "CATEGORIES": "data",
+    "BfclEnvironment": "environment",
+    "Replay": "verdicts",
+    "load_task": "data",
+    "load_tasks": "data",
+    "parse_call": "calls",
+    "replay": "verdicts",
+    "try_calls": "environment",
+}
+
+__all__ = [
+    "CATEGORIES",
+    "BfclEnvironment",
+    "Replay",
+    "load_task",
+    "load_tasks",
+    "parse_call",
+    "replay",
+    "try_calls",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
