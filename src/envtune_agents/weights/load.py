@@ -1,0 +1,242 @@
+"""`load_weights`: checked files -> a model in evaluation mode with its tokenizer, at the asked precision."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from envtune_agents.errors import EnvTuneError, WeightsError, require, unknown
+from envtune_agents.weights.source import LOCAL_INSTALL, WeightsSource, find_weights
+
+Precision = Literal["auto", "fp32", "bf16", "8bit", "4bit"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+QUANT_INSTALL = "pip install 'envtune-agents[quant]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A loaded checkpoint: everything the engine and the chat model ask of it."""
+
+    model: Any = field(repr=False)
+    """The transformers model, in evaluation mode."""
+    tokenizer: Any = field(repr=False)
+    """The transformers fast tokenizer; `encode` and `decode` below are safe to call from any thread."""
+    name: str
+    """The checkpoint as the caller named it."""
+    precision: str
+    """What it was loaded as: "fp32", "bf16", "fp16", "8bit" or "4bit"."""
+    context_length: int
+    """Most tokens of prompt and completion together."""
+    end_token_ids: tuple[int, ...]
+    """Tokens that end a reply."""
+    chat_template: str | None = field(repr=False)
+    """The checkpoint's own Jinja chat template, or None."""
+
+    @property
+    def template_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of `chat_template`; "" without one."""
+        return hashlib.sha256(self.chat_template.encode()).hexdigest()[:16] if self.chat_template else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; special tokens in the text become themselves and none is added."""
+        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens kept."""
+        return str(self.tokenizer.backend_tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
+def load_weights(
+    model: str | Path,
+    precision: str = "auto",
+    *,
+    device_map: str | dict[str, Any] | None = None,
+    max_context: int | None = None,
+    revision: str | None = None,
+) -> Weights:
+    """The checkpoint at `model`, ready to run.
+
+    `model`: a folder with safetensors, a GGUF file, a hub id, or "smollm2" (the demo model). `precision`: "auto" takes
+    the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "8bit" and "4bit" (nf4) go
+    through bitsandbytes. `device_map` as in transformers; None means the first GPU, else the CPU. `max_context` lowers
+    the context, in tokens, to save memory. Raises `WeightsError` when the checkpoint cannot be loaded as asked and
+    `MissingDependencyError` when a package is not installed. Ours; loading itself is transformers'.
+    """
+    if precision not in PRECISIONS:
+        raise WeightsError(unknown("precision", precision, PRECISIONS))
+    source = find_weights(model, revision=revision)
+    require("torch", feature="Loading weights", install=LOCAL_INSTALL)
+    with _reported(source), _quiet(source):
+        tokenizer = _load_tokenizer(source)
+        config = _load_config(source)
+        loaded, used = _load_model(source, config, precision, device_map)
+    return Weights(
+        model=loaded.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        name=source.name,
+        precision=used,
+        context_length=_context_length(config, max_context),
+        end_token_ids=_end_token_ids(loaded, tokenizer),
+        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+    )
+
+
+@contextmanager
+def _reported(source: WeightsSource) -> Iterator[None]:
+    """Anything a damaged checkpoint makes the loaders raise becomes a `WeightsError` that names the place."""
+    place = source.folder / source.gguf_file if source.gguf_file else source.folder
+    try:
+        yield
+    except EnvTuneError:
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and gguf share no base class
+        reason = str(error).strip().splitlines()
+        raise WeightsError(
+            f"The checkpoint at '{place}' cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''}). "
+            "It is damaged or incomplete; copy or download it again."
+        ) from error
+
+
+@contextmanager
+def _quiet(source: WeightsSource) -> Iterator[None]:
+    """No progress bars and no warnings while loading; the former settings return afterwards."""
+    logging = require("transformers.utils.logging", feature="Loading weights", install=LOCAL_INSTALL)
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with ExitStack() as stack:
+            if source.gguf_file:
+                require("gguf", feature="Loading a GGUF file", install=LOCAL_INSTALL)
+                from envtune_agents.weights.gguf import quick_gguf
+
+                stack.enter_context(quick_gguf())
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _where(source: WeightsSource) -> dict[str, Any]:
+    where: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    return {**where, "gguf_file": source.gguf_file} if source.gguf_file else where
+
+
+def _load_tokenizer(source: WeightsSource) -> Any:
+    transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **_where(source))
+    if not getattr(tokenizer, "is_fast", False):
+        raise WeightsError(f"'{source.folder}' has no fast tokenizer. Save it again with a tokenizer.json.")
+    tokenizer.backend_tokenizer.no_truncation()  # some tokenizer.json files cut or pad whatever they encode
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_config(source: WeightsSource) -> Any:
+    transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
+    try:
+        return transformers.AutoConfig.from_pretrained(source.folder, **_where(source))
+    except (ValueError, KeyError) as error:
+        raise WeightsError(
+            f"transformers {transformers.__version__} does not know the architecture of '{source.folder}' "
+            f"({str(error).strip().splitlines()[0]}). Wanted: a model_type of a causal language model that "
+            "transformers ships, such as 'qwen3'; code inside a checkpoint is never run. A newer version may know it."
+        ) from error
+
+
+def _load_model(source: WeightsSource, config: Any, precision: str, device_map: Any) -> tuple[Any, str]:
+    """The model and the name of the precision it ended up with."""
+    torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
+    transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
+    on_gpu = bool(torch.cuda.is_available()) and device_map != "cpu"
+    options: dict[str, Any] = {"dtype": _dtype(torch, precision, on_gpu)}
+    if precision in ("8bit", "4bit"):
+        options["quantization_config"] = _quantized(source, precision)
+    elif source.gguf_file:
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    place = device_map or ("cuda" if on_gpu else None)
+    if place is not None:
+        options["device_map"] = place
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        source.folder, config=config, use_safetensors=True, output_loading_info=True, **options, **_where(source)
+    )
+    _refuse_missing(source, report)
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return model, precision if precision in ("8bit", "4bit") else names.get(model.dtype, str(model.dtype))
+
+
+def _dtype(torch: Any, precision: str, on_gpu: bool) -> Any:
+    """The dtype to load in, or "auto" for the checkpoint's own."""
+    if precision == "fp32":
+        return torch.float32
+    if precision != "auto":
+        return torch.bfloat16
+    if on_gpu:
+        return "auto"
+    return torch.bfloat16 if fast_bf16_cpu() else torch.float32
+
+
+def fast_bf16_cpu() -> bool:
+    """True when this CPU multiplies bf16 in hardware. Without that bf16 prefill is four times slower than fp32."""
+    torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
+    if platform.machine() == "arm64" and platform.system() == "Darwin":
+        return False
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if known:
+        return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _quantized(source: WeightsSource, precision: str) -> Any:
+    if source.gguf_file:
+        raise WeightsError(
+            f"'{source.gguf_file}' is quantised already; precision '{precision}' needs a safetensors folder. "
+            "Use 'auto', 'fp32' or 'bf16' with a GGUF file."
+        )
+    torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
+    transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
+    require("bitsandbytes", feature=f"Precision '{precision}'", install=QUANT_INSTALL)
+    if precision == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _refuse_missing(source: WeightsSource, report: dict[str, Any]) -> None:
+    """Transformers fills absent tensors with random numbers and only warns; a checkpoint with holes is an error."""
+    missing = sorted(report.get("missing_keys") or [])
+    if missing:
+        raise WeightsError(
+            f"'{source.folder}' lacks {len(missing)} of the model's tensors, such as '{missing[0]}'. The checkpoint is "
+            "incomplete or its config.json belongs to another model."
+        )
+
+
+def _context_length(config: Any, max_context: int | None) -> int:
+    """Tokens the model was trained for, or fewer when the caller wants fewer."""
+    native = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 4096)
+    if max_context is None:
+        return native
+    if not 1 <= max_context <= native:
+        raise WeightsError(f"max_context is {max_context}; this checkpoint accepts 1 to {native} tokens.")
+    return max_context
+
+
+def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token the checkpoint or ChatML ends a reply with, ascending."""
+    named = tokenizer.get_vocab().get("<|im_end|>")
+    listed = [tokenizer.eos_token_id, named]
+    for config in (model.config, model.generation_config):
+        found = getattr(config, "eos_token_id", None)
+        listed += list(found) if isinstance(found, (list, tuple)) else [found]
+    return tuple(sorted({int(token) for token in listed if token is not None}))
