@@ -1,0 +1,10 @@
+"""A LangChain chat model over a local checkpoint, with exact token ids.
+
+Comes in: LangChain messages and tools. Goes out: `AIMessage`s with tool calls, usage and the sampled tokens. Decoding
+is the engine's, text formats are `qwen`'s, grammars are `grammar`'s.
+"""
+
+from envtune_agents.chat_model.engines import release_engines
+from envtune_agents.chat_model.model import ChatTransformers
+
+__all__ = ["ChatTransformers", "release_engines"]
