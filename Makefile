@@ -20,12 +20,12 @@ $(VENV)/installed: pyproject.toml constraints.txt integrations/bfcl/pyproject.to
 	touch $@
 
 # Two train tasks of each category, each with one API, so that their prompts fit the small model's 8,192 tokens.
-DEMO_TASKS := multi_turn_base_3,multi_turn_base_135,multi_turn_miss_func_12,multi_turn_miss_func_155,$\
-	multi_turn_miss_param_38,multi_turn_miss_param_64,multi_turn_long_context_82,multi_turn_long_context_121
+DEMO_TASKS := multi_turn_base_3,multi_turn_miss_param_38,multi_turn_long_context_3,multi_turn_miss_func_38,$\
+	multi_turn_base_64,multi_turn_miss_func_64,multi_turn_miss_param_155,multi_turn_long_context_155
 
 demo: $(VENV)/installed
 	$(BIN)/envtune collect --tasks bfcl --split train --task-ids $(DEMO_TASKS) --model smollm2 --hints 3 \
-	  --first-step-calls --max-steps 6 --max-tokens 160 --concurrency 2 --print 1 --out runs/demo
+	  --first-step-calls --max-steps 6 --max-tokens 96 --concurrency 2 --print 1 --out runs/demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -90,9 +90,9 @@ def summary_table(rollouts: Iterable[Rollout]) -> Table:
     """A run as a table, one line for each category and one for all."""
     from rich.table import Table
 
-    table = Table(title="Rollouts by category", title_justify="left")
-    table.add_column("category", no_wrap=True)
-    for name in ("turns\nsolved", "calls", "fail-\nures", "hints\nshown", "next call\nfixed", "tokens", "sec-\nonds"):
+    table = Table(box=None, header_style="bold cyan", padding=(0, 1, 0, 0))  # narrow: fits 80 columns
+    table.add_column("\ncategory", no_wrap=True)
+    for name in ("turns\nsolved", "\ncalls", "\nfailures", "hints\nshown", "next call\nfixed", "\ntokens", "\nseconds"):
         table.add_column(name, justify="right", no_wrap=True)
     totals = totals_by_category(rollouts)
     for category, row in sorted(totals.items()):
