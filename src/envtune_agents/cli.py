@@ -82,7 +82,7 @@ def collect_command(
     Example: envtune collect --tasks bfcl --split train --categories base --limit 4 --model smollm2 --out runs/first
     """
     from envtune_agents.chat_model import ChatTransformers
-    from envtune_agents.rollout import collect, read_rollouts
+    from envtune_agents.rollout import RolloutStore, collect, read_rollouts
     from envtune_agents.summary import rollout_text, summary_table
     from envtune_agents.task_source import find_task_source
 
@@ -91,6 +91,8 @@ def collect_command(
     chat_model = ChatTransformers(
         model=model, precision=precision.value, temperature=temperature, max_tokens=max_tokens
     )
+    with RolloutStore(out):
+        pass  # a folder that cannot be written is refused before minutes go into loading
     with _err.status(f"loading {model}"):
         _ = chat_model.engine.weights
     done = asyncio.run(

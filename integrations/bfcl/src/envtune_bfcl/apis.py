@@ -105,17 +105,19 @@ class Scenario:
 
 def load_scenario(initial_config: Mapping[str, Any], apis: Sequence[str], *, long_context: bool) -> Scenario:
     """The starting point of a task."""
-    templates = {api: _load_instance(api, initial_config.get(api, {}), long_context) for api in apis}
+    templates = {api: _loaded(api, json.dumps(initial_config.get(api, {})), long_context) for api in apis}
     methods = {name: method for api in apis for name, method in api_methods(api).items()}
     if not long_context:
         return Scenario(templates, methods)
     return Scenario(templates, methods, _shared_cards(templates), _long_json())
 
 
-def _load_instance(api: str, config: Mapping[str, Any], long_context: bool) -> Instance:
+@lru_cache(maxsize=1024)
+def _loaded(api: str, config_json: str, long_context: bool) -> Instance:
+    """A template. Three of the four entries of a number begin alike, and loading costs more than all their calls."""
     instance: Instance = api_class(api)()
     if api != STATELESS:
-        instance._load_scenario(copy.deepcopy(config), long_context=long_context)
+        instance._load_scenario(json.loads(config_json), long_context=long_context)
     for name, value in vars(instance).items():
         if type(value) is random.Random:
             setattr(instance, name, _SleepingRandom(value.getstate()))
