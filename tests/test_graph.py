@@ -4,14 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 
 from envtune_agents.errors import ScorerError, TaskError
 from envtune_agents.graph import HintedToolNode, ProgressNode, build_agent_graph
@@ -174,6 +176,17 @@ def test_commands_pass_through() -> None:
     builder.add_edge(START, "tools")
     state = builder.compile().invoke({"messages": [calls_message(("leave", {}))]})
     assert [message.content for message in state["messages"]][-2:] == ["bye", "arrived"]
+
+
+def test_a_state_may_be_an_object() -> None:
+    class State(BaseModel):
+        messages: Annotated[list[Any], add_messages]
+
+    builder = StateGraph(State)
+    builder.add_node("tools", HintedToolNode(ALL_TOOLS))
+    builder.add_edge(START, "tools")
+    state = builder.compile().invoke({"messages": [calls_message(("divide", {"a": 1, "b": 4}), ("soft", {}))]})
+    assert [outcome.failure is None for outcome in outcomes_in(tool_messages(state))] == [True, False]
 
 
 def test_an_interrupt_inside_a_tool_pauses_and_resumes() -> None:

@@ -16,10 +16,11 @@ import jsonschema
 import pytest
 from langchain_core.messages import AIMessage
 
+from envtune_agents.chat_model import ChatTransformers
 from envtune_agents.errors import ContextOverflowError, RecordError, TaskError
 from envtune_agents.playground import Playground, playground_tasks
 from envtune_agents.rollout import RolloutStore, collect, from_line, read_rollouts, record_schema, run_episode, to_line
-from envtune_agents.testing import ScriptedChatModel, calls_message, solution_model
+from envtune_agents.testing import ScriptedChatModel, calls_message, solution_model, tiny_qwen
 from envtune_agents.types import FailureKind, Rollout, RolloutStep, RolloutTurn, StopReason, Task, TurnScore
 
 TASKS = playground_tasks(0, 4)
@@ -102,6 +103,19 @@ async def test_whatever_a_model_says_the_episode_goes_on(
     assert rollout.stop_reason is StopReason.DONE
     assert from_line(to_line(rollout)) == rollout
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_small_context_ends_the_episode_and_keeps_the_tokens(tmp_path: Path) -> None:
+    model = ChatTransformers(model=tiny_qwen(tmp_path), max_context=1_200, max_tokens=40, temperature=1.0)
+    rollout = await run_episode(model, Playground(TASKS[0]), first_step_calls=True, hints=0)
+    assert rollout.stop_reason is StopReason.CONTEXT
+    assert rollout.error is None
+    assert rollout.n_turns == len(TASKS[0].turns)
+    steps = [step for turn in rollout.turns for step in turn.steps]
+    assert steps
+    assert all(len(step.logprobs) == len(step.completion_token_ids) > 0 for step in steps)
+    assert steps[0].constrained
+    assert from_line(to_line(rollout)) == rollout
 
 
 async def test_an_episode_has_a_time_limit() -> None:

@@ -20,7 +20,7 @@ from langgraph.prebuilt import ToolNode
 from envtune_agents.deadline import acall_with_deadline, call_with_deadline
 from envtune_agents.graph.world import World
 from envtune_agents.hints import HintDial, HintEngine, as_engine, hint_tool_calls, outcomes_in
-from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, OutcomeScribe, error_text, failure_of
+from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, OutcomeScribe, error_text, failure_of, messages_in
 from envtune_agents.tool_schema import same_objects
 from envtune_agents.types import (
     DetectsFailures,
@@ -87,16 +87,17 @@ class HintedToolNode(Runnable[Any, Any]):
                 return end.value
             answer = await (pending.arun() if pending.arun else acall_with_deadline(pending.run, None))
 
-    def _calls(self, state: dict[str, Any], config: RunnableConfig | None) -> Generator[_Pending, Any, Any]:
+    def _calls(self, state: Any, config: RunnableConfig | None) -> Generator[_Pending, Any, Any]:
         """Yields each call of the last reply when its turn comes, takes its answer, and returns the state update."""
-        reply = _last_reply(state)
+        before_reply = messages_in(state)
+        reply = next(message for message in reversed(before_reply) if isinstance(message, AIMessage))
         messages: list[ToolMessage] = []
         commands: list[Any] = []
         if self._world:
             self._world.at(state.get("world"))
         for call in reply.tool_calls:
             before = self._world.snapshot() if self._world else None
-            seen = {**state, "messages": [*state["messages"], *messages]}
+            seen = {**state, "messages": [*before_reply, *messages]} if isinstance(state, dict) else state
             answer = yield self._pending(dict(call), seen, config)
             for part in answer if isinstance(answer, list) else [answer]:
                 if isinstance(part, dict):
@@ -106,11 +107,11 @@ class HintedToolNode(Runnable[Any, Any]):
             if self._world and _timed_out(messages):
                 self._world.rewind(before)
         for invalid in reply.invalid_tool_calls:
-            messages.append(self._unreadable(invalid, [*state["messages"], *messages]))
+            messages.append(self._unreadable(invalid, [*before_reply, *messages]))
         update = {"messages": messages, **(self._world.update() if self._world else {})}
         return [update, *commands] if commands else update
 
-    def _pending(self, call: dict[str, Any], state: dict[str, Any], config: RunnableConfig | None) -> _Pending:
+    def _pending(self, call: dict[str, Any], state: Any, config: RunnableConfig | None) -> _Pending:
         if self._world and isinstance(self._world.live, RunsCalls):
             return _Pending(partial(self._run_in_world, self._world.live, call, state))
         node = self._current_node()
@@ -157,10 +158,6 @@ class _Pending:
 
     run: Callable[[], Any]
     arun: Callable[[], Awaitable[Any]] | None = None
-
-
-def _last_reply(state: dict[str, Any]) -> AIMessage:
-    return next(message for message in reversed(state["messages"]) if isinstance(message, AIMessage))
 
 
 def _is_async(tool: BaseTool | None) -> bool:

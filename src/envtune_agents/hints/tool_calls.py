@@ -97,7 +97,7 @@ class OutcomeScribe:
         from langchain_core.messages import ToolMessage
 
         call, tools = _call(request.tool_call), _visible(request)
-        history = outcomes_in(_messages(request.state))
+        history = outcomes_in(messages_in(request.state))
         if isinstance(answer, ToolFailure):
             return self.message(call, error_text(answer), tools, history, answer, duration_s)
         if not isinstance(answer, ToolMessage):
@@ -206,7 +206,8 @@ def _visible(request: ToolCallRequest) -> Sequence[BaseTool]:
     return getattr(request.runtime, "tools", None) or ([request.tool] if request.tool else [])
 
 
-def _messages(state: Any) -> Sequence[AnyMessage]:
+def messages_in(state: Any) -> Sequence[AnyMessage]:
+    """The conversation in a graph's state, whether that is a dictionary, a list, or an object with `messages`."""
     if isinstance(state, Mapping):
         return state.get("messages") or ()
     return state if isinstance(state, list) else getattr(state, "messages", ())

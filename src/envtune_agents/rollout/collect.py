@@ -62,7 +62,7 @@ async def collect(
         raise TaskError(f"samples and concurrency are at least 1, got {samples} and {concurrency}.")
     with RolloutStore(out) as store:
         _check_manifest(store.folder, _settings(model, seed, options))
-        wanted = [(task, sample) for sample in range(samples) for task in tasks]
+        wanted = [(task, sample) for task in tasks for sample in range(samples)]  # a group shares its first prompt
         open_jobs = [(task, n) for task, n in wanted if rollout_id(task.task_id, seed, n) not in store.finished]
         run = _Run(store, model, environment, seed, options)
         with _bar(len(wanted), len(wanted) - len(open_jobs)) if progress else nullcontext() as bar:
