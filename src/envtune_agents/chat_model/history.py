@@ -17,10 +17,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from envtune_agents.chat_model.messages import to_template
 from envtune_agents.chat_model.template import ChatTemplate
 from envtune_agents.qwen import flatten_content, parse_reply
-from envtune_agents.types import TokenTrace
+from envtune_agents.types import TOKEN_TRACE_KEY, TokenTrace
 from envtune_agents.weights import Weights
 
-TRACE_KEY = "token_trace"
 PREFIX_CHARS = 64
 """End of the prompt that a parser needs to see, in characters: a template may have opened `<think>` there."""
 
@@ -39,17 +38,10 @@ class Prompt:
 
 def trace_of(message: BaseMessage) -> TokenTrace | None:
     """The token trace a message carries, or None."""
-    found = message.response_metadata.get(TRACE_KEY) if isinstance(message, AIMessage) else None
+    found = message.response_metadata.get(TOKEN_TRACE_KEY) if isinstance(message, AIMessage) else None
     if not isinstance(found, Mapping) or "prompt_token_ids" not in found:
         return None
-    return TokenTrace(
-        prompt_token_ids=tuple(found["prompt_token_ids"]),
-        completion_token_ids=tuple(found["completion_token_ids"]),
-        logprobs=tuple(found["logprobs"]),
-        text=found.get("text", ""),
-        template_hash=found.get("template_hash", ""),
-        constrained=bool(found.get("constrained", False)),
-    )
+    return TokenTrace.from_plain(found)
 
 
 def build_prompt(

@@ -11,11 +11,11 @@ from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, 
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
-from envtune_agents.chat_model.history import TRACE_KEY, Prompt
+from envtune_agents.chat_model.history import Prompt
 from envtune_agents.chat_model.messages import call_text
 from envtune_agents.engine import GenerationResult, TokenEvent
 from envtune_agents.qwen import ParsedReply, ReplyParser, parse_reply
-from envtune_agents.types import TokenTrace
+from envtune_agents.types import TOKEN_TRACE_KEY, TokenTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,5 +135,5 @@ def _metadata(result: GenerationResult, context: ReplyContext, called: bool) -> 
         "model_name": context.model_name,
         "finish_reason": finish,
         "continuous": context.prompt.continuous,
-        TRACE_KEY: plain,
+        TOKEN_TRACE_KEY: plain,
     }

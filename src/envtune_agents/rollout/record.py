@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMes
 from envtune_agents.hints import outcomes_in
 from envtune_agents.qwen import format_call
 from envtune_agents.types import (
+    TOKEN_TRACE_KEY,
     RolloutStep,
     RolloutTurn,
     Timings,
@@ -18,9 +19,6 @@ from envtune_agents.types import (
     TurnScore,
     Usage,
 )
-
-TOKEN_TRACE_KEY = "token_trace"
-"""Key of an AI message's `response_metadata` under which `ChatTransformers` puts the exact tokens."""
 
 
 def turns_of(messages: Sequence[AnyMessage], scores: Sequence[Mapping[str, float]]) -> tuple[RolloutTurn, ...]:
@@ -69,17 +67,8 @@ def said(message: AIMessage) -> str:
 
 def token_trace(message: AIMessage) -> TokenTrace | None:
     """The exact tokens of a reply, or None when its model does not report them."""
-    trace: dict[str, Any] | None = message.response_metadata.get(TOKEN_TRACE_KEY)
-    if not trace:
-        return None
-    return TokenTrace(
-        prompt_token_ids=tuple(trace["prompt_token_ids"]),
-        completion_token_ids=tuple(trace["completion_token_ids"]),
-        logprobs=tuple(trace["logprobs"]),
-        text=trace["text"],
-        template_hash=trace["template_hash"],
-        constrained=trace["constrained"],
-    )
+    fields: dict[str, Any] | None = message.response_metadata.get(TOKEN_TRACE_KEY)
+    return TokenTrace.from_plain(fields) if fields else None
 
 
 def _steps(messages: Sequence[AnyMessage]) -> Iterable[RolloutStep]:

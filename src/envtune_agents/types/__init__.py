@@ -16,6 +16,7 @@ from envtune_agents.types.protocols import (
     RunsCalls,
 )
 from envtune_agents.types.records import (
+    TOKEN_TRACE_KEY,
     Advice,
     CallOutcome,
     FailureKind,
@@ -36,6 +37,7 @@ from envtune_agents.types.records import (
 )
 
 __all__ = [
+    "TOKEN_TRACE_KEY",
     "Advice",
     "CallOutcome",
     "DetectsFailures",

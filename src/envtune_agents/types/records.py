@@ -203,6 +203,22 @@ class TokenTrace:
     constrained: bool = False
     """True when a grammar limited what could be sampled: such tokens are not on-policy."""
 
+    @classmethod
+    def from_plain(cls, fields: Mapping[str, Any]) -> TokenTrace:
+        """The trace from its plain JSON form, as a reply carries it under `TOKEN_TRACE_KEY`."""
+        return cls(
+            prompt_token_ids=tuple(fields["prompt_token_ids"]),
+            completion_token_ids=tuple(fields["completion_token_ids"]),
+            logprobs=tuple(fields["logprobs"]),
+            text=fields.get("text", ""),
+            template_hash=fields.get("template_hash", ""),
+            constrained=bool(fields.get("constrained", False)),
+        )
+
+
+TOKEN_TRACE_KEY = "token_trace"
+"""Key of an AI message's `response_metadata` under which a `TokenTrace` travels, as plain JSON."""
+
 
 # --- the record of one episode ---
 
