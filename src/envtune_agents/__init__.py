@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from envtune_agents.chat_model import ChatTransformers
     from envtune_agents.errors import EnvTuneError
     from envtune_agents.graph import HintedToolNode, ProgressNode, build_agent_graph
-    from envtune_agents.hints import HintDial, HintEngine, hint_tool_calls
+    from envtune_agents.hints import HintDial, HintEngine, hint_tool_calls, with_hints
     from envtune_agents.playground import Playground, playground_tasks
     from envtune_agents.progress import episode_reward, format_reward, partial_score, strict_score
     from envtune_agents.qwen import ParsedReply, ReplyParser, parse_reply
@@ -67,13 +67,14 @@ __all__ = [
     "read_rollouts",
     "run_episode",
     "strict_score",
+    "with_hints",
 ]
 
 _MODULE_OF = {
     "chat_model": "ChatTransformers",
     "errors": "EnvTuneError",
     "graph": "HintedToolNode ProgressNode build_agent_graph",
-    "hints": "HintDial HintEngine hint_tool_calls",
+    "hints": "HintDial HintEngine hint_tool_calls with_hints",
     "playground": "Playground playground_tasks",
     "progress": "episode_reward format_reward partial_score strict_score",
     "qwen": "ParsedReply ReplyParser parse_reply",

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from langchain_core.messages import AIMessage, InvalidToolCall, ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolNode
 
 from envtune_agents.deadline import acall_with_deadline, call_with_deadline
 from envtune_agents.graph.world import World
-from envtune_agents.hints import HintDial, HintEngine, as_engine, hint_tool_calls, outcomes_in
-from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, OutcomeScribe, error_text, failure_of, messages_in
+from envtune_agents.hints import HintDial, HintEngine, OutcomeScribe, as_engine, hint_tool_calls, outcomes_in
+from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, error_text, failure_of, messages_in
+from envtune_agents.hints.wrapped_tools import is_async
 from envtune_agents.tool_schema import same_objects
 from envtune_agents.types import (
     DetectsFailures,
@@ -107,7 +108,8 @@ class HintedToolNode(Runnable[Any, Any]):
             if self._world and _timed_out(messages):
                 self._world.rewind(before)
         for invalid in reply.invalid_tool_calls:
-            messages.append(self._unreadable(invalid, [*before_reply, *messages]))
+            history = outcomes_in([*before_reply, *messages])
+            messages.append(self._scribe.unreadable(invalid, self._visible(), history))
         update = {"messages": messages, **(self._world.update() if self._world else {})}
         return [update, *commands] if commands else update
 
@@ -116,10 +118,9 @@ class HintedToolNode(Runnable[Any, Any]):
             return _Pending(partial(self._run_in_world, self._world.live, call, state))
         node = self._current_node()
         payload = {"__type": "tool_call_with_context", "tool_call": {**call, "type": "tool_call"}, "state": state}
-        waits = _is_async(node.tools_by_name.get(call["name"]))
-        return _Pending(
-            partial(node.invoke, payload, config), partial(node.ainvoke, payload, config) if waits else None
-        )
+        tool = node.tools_by_name.get(call["name"])
+        arun = partial(node.ainvoke, payload, config) if tool is not None and is_async(tool) else None
+        return _Pending(partial(node.invoke, payload, config), arun)
 
     def _run_in_world(self, world: RunsCalls, call: dict[str, Any], state: dict[str, Any]) -> ToolMessage:
         asked = ToolCall(call["name"], call["args"], call["id"] or "")
@@ -132,11 +133,6 @@ class HintedToolNode(Runnable[Any, Any]):
             raw = error_text(failure)
         duration_s = time.perf_counter() - started
         return self._scribe.message(asked, raw, visible, outcomes_in(state["messages"]), failure, duration_s)
-
-    def _unreadable(self, call: InvalidToolCall, messages: Sequence[Any]) -> ToolMessage:
-        failure = ToolFailure(FailureKind.MALFORMED_CALL, call["error"] or "the call is not valid JSON")
-        asked = ToolCall(call["name"] or "", {}, call["id"] or "")
-        return self._scribe.message(asked, error_text(failure), self._visible(), outcomes_in(messages), failure)
 
     def _visible(self) -> list[BaseTool]:
         return list(self._world.live.tools() if self._world else self._node.tools_by_name.values())
@@ -158,13 +154,6 @@ class _Pending:
 
     run: Callable[[], Any]
     arun: Callable[[], Awaitable[Any]] | None = None
-
-
-def _is_async(tool: BaseTool | None) -> bool:
-    """Whether awaiting the tool runs a coroutine of its own, and not its function in a pool that a hang would block."""
-    return getattr(tool, "coroutine", None) is not None or (
-        tool is not None and not hasattr(tool, "coroutine") and type(tool)._arun is not BaseTool._arun
-    )
 
 
 def _timed_out(messages: Sequence[ToolMessage]) -> bool:

@@ -4,19 +4,21 @@ In: one call and the tool's raw answer. Out: a `CallOutcome` that keeps the raw 
 shown. The engine never runs a tool, never scores, and never sees the ground truth; a rule that raises is logged and
 skipped, so an engine can only ever add text. At level 0 every byte of the answer stays as it was.
 
-`failures` recognises a failure, `engine` holds the dial and asks the rules, `tool_calls` mounts the engine on a tool
-node.
+`failures` recognises a failure, `engine` holds the dial and asks the rules; `tool_calls` mounts the engine on a tool
+node, `wrapped_tools` on the tools themselves.
 """
 
 from envtune_agents.hints.engine import HintDial, HintEngine, as_engine, attach_hint
 from envtune_agents.hints.failures import FailureDetector, classify_failure, error_message, failure_kind
-from envtune_agents.hints.tool_calls import hint_tool_calls, outcomes_in
+from envtune_agents.hints.tool_calls import OutcomeScribe, hint_tool_calls, outcomes_in
+from envtune_agents.hints.wrapped_tools import with_hints
 from envtune_agents.tool_schema import tool_schemas
 
 __all__ = [
     "FailureDetector",
     "HintDial",
     "HintEngine",
+    "OutcomeScribe",
     "as_engine",
     "attach_hint",
     "classify_failure",
@@ -25,4 +27,5 @@ __all__ = [
     "hint_tool_calls",
     "outcomes_in",
     "tool_schemas",
+    "with_hints",
 ]

@@ -22,7 +22,7 @@ from envtune_agents.tool_schema import same_objects, tool_schemas
 from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolCall, ToolFailure
 
 if TYPE_CHECKING:
-    from langchain_core.messages import AnyMessage, ToolMessage
+    from langchain_core.messages import AnyMessage, InvalidToolCall, ToolMessage
     from langchain_core.tools import BaseTool
     from langgraph.prebuilt.tool_node import ToolCallRequest
 
@@ -57,20 +57,20 @@ def hint_tool_calls(
     scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
 
     def wrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Answer]) -> Answer:
-        started = time.perf_counter()
+        call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
         try:
             answer = call_with_deadline(partial(execute, request), call_timeout_s)
         except Exception as error:
-            answer = scribe.caught(request, error)
-        return scribe.written(request, answer, time.perf_counter() - started)
+            answer = scribe.caught(error, call, tools)
+        return scribe.written(answer, call, tools, _history(request), time.perf_counter() - started)
 
     async def awrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Answer:
-        started = time.perf_counter()
+        call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
         try:
             answer = await asyncio.wait_for(execute(request), call_timeout_s)
         except Exception as error:
-            answer = scribe.caught(request, error)
-        return scribe.written(request, answer, time.perf_counter() - started)
+            answer = scribe.caught(error, call, tools)
+        return scribe.written(answer, call, tools, _history(request), time.perf_counter() - started)
 
     return ToolCallWrappers(wrap, awrap)
 
@@ -78,35 +78,57 @@ def hint_tool_calls(
 class OutcomeScribe:
     """Turns what a call gave into the tool message that the model sees and the outcome that the record keeps."""
 
-    def __init__(self, engine: HintEngine, detect: FailureDetector | None, max_content_chars: int) -> None:
+    def __init__(
+        self,
+        engine: HintEngine,
+        detect: FailureDetector | None = None,
+        max_content_chars: int = MAX_CONTENT_CHARS,
+    ) -> None:
         self._engine = engine
         self._detect = detect
         self._max_chars = max_content_chars
         self._known: tuple[Sequence[BaseTool], dict[str, dict[str, Any]]] = ((), {})
 
-    def caught(self, request: ToolCallRequest, error: Exception) -> ToolFailure:
+    def caught(self, error: Exception, call: ToolCall, tools: Sequence[BaseTool]) -> ToolFailure:
         """The failure that an exception amounts to; interrupts are raised again."""
         from langgraph.errors import GraphBubbleUp, is_invalid_resume
 
         if isinstance(error, GraphBubbleUp) or is_invalid_resume(error):
             raise error
-        return failure_of(error, _call(request.tool_call), self.schemas(_visible(request)))
+        return failure_of(error, call, self.schemas(tools))
 
-    def written(self, request: ToolCallRequest, answer: Answer, duration_s: float) -> Answer:
-        """The tool message for `answer`, with its outcome; anything but a tool message passes through."""
+    def written(
+        self,
+        answer: Answer | ToolFailure,
+        call: ToolCall,
+        tools: Sequence[BaseTool],
+        history: Sequence[CallOutcome] = (),
+        duration_s: float = 0.0,
+    ) -> Answer:
+        """The tool message for `answer`, with its outcome.
+
+        Anything but a tool message passes through, and so does a tool message that already carries an outcome: where
+        two mounts of the engine meet, the one next to the tool speaks.
+        """
         from langchain_core.messages import ToolMessage
 
-        call, tools = _call(request.tool_call), _visible(request)
-        history = outcomes_in(messages_in(request.state))
         if isinstance(answer, ToolFailure):
             return self.message(call, error_text(answer), tools, history, answer, duration_s)
-        if not isinstance(answer, ToolMessage):
+        if not isinstance(answer, ToolMessage) or OUTCOME_KEY in answer.additional_kwargs:
             return answer
         raw = text_of(answer)
         failure = None
         if answer.status == "error":
             failure = ToolFailure(failure_kind(call, self.schemas(tools)), raw)
         return self.message(call, raw, tools, history, failure, duration_s, answer)
+
+    def unreadable(
+        self, call: InvalidToolCall, tools: Sequence[BaseTool], history: Sequence[CallOutcome] = ()
+    ) -> ToolMessage:
+        """The tool message that answers a call which could not be parsed, under the call's own id and name."""
+        failure = ToolFailure(FailureKind.MALFORMED_CALL, call["error"] or "the call is not valid JSON")
+        asked = ToolCall(call["name"] or "", {}, call["id"] or "")
+        return self.message(asked, error_text(failure), tools, history, failure)
 
     def message(
         self,
@@ -121,24 +143,37 @@ class OutcomeScribe:
         """The tool message for one call. Fields of `answer`, if the tool gave one, are kept."""
         from langchain_core.messages import ToolMessage
 
-        capped = self._capped(raw_content)
-        outcome = self._engine.outcome(
+        outcome = self.outcome(call, raw_content, tools, history, failure, duration_s)
+        if answer is None:
+            answer = ToolMessage(
+                "", name=call.name, tool_call_id=call.call_id, status="error" if failure else "success"
+            )
+        changed: dict[str, Any] = {
+            "additional_kwargs": {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
+        }
+        if outcome.content is not raw_content or not answer.content:
+            changed["content"] = outcome.content
+        return answer.model_copy(update=changed)
+
+    def outcome(
+        self,
+        call: ToolCall,
+        raw_content: str,
+        tools: Sequence[BaseTool],
+        history: Sequence[CallOutcome] = (),
+        failure: ToolFailure | None = None,
+        duration_s: float = 0.0,
+    ) -> CallOutcome:
+        """The outcome of a call; its `content` is the very object `raw_content` where nothing was cut or added."""
+        return self._engine.outcome(
             call,
-            capped,
+            self._capped(raw_content),
             tools=self.schemas(tools),
             history=history,
             detect=self._detect,
             failure=failure,
             duration_s=duration_s,
         )
-        if answer is None:
-            answer = ToolMessage(
-                "", name=call.name, tool_call_id=call.call_id, status="error" if failure else "success"
-            )
-        changed: dict[str, Any] = {"additional_kwargs": {**answer.additional_kwargs, OUTCOME_KEY: asdict(outcome)}}
-        if outcome.hint or capped is not raw_content or not answer.content:
-            changed["content"] = outcome.content
-        return answer.model_copy(update=changed)
 
     def schemas(self, tools: Sequence[BaseTool]) -> dict[str, dict[str, Any]]:
         """`tool_schemas(tools)`, worked out once for as long as the same tools are visible."""
@@ -161,8 +196,16 @@ def outcomes_in(messages: Sequence[AnyMessage]) -> list[CallOutcome]:
     return [outcome_from(fields) for fields in carried if fields]
 
 
+def plain_outcome(outcome: CallOutcome) -> dict[str, Any]:
+    """An outcome in its plain form, which JSON and LangGraph's checkpointers know: dictionaries and text."""
+    fields = asdict(outcome)
+    if outcome.failure:
+        fields["failure"]["kind"] = outcome.failure.kind.value  # a checkpointer warns of an enum it does not know
+    return fields
+
+
 def outcome_from(fields: Mapping[str, Any]) -> CallOutcome:
-    """A `CallOutcome` from its plain form, as `dataclasses.asdict` or JSON gives it."""
+    """A `CallOutcome` from its plain form, as `plain_outcome` or JSON gives it."""
     failure, hint = fields.get("failure"), fields.get("hint")
     return CallOutcome(
         name=fields["name"],
@@ -204,6 +247,10 @@ def _call(tool_call: Mapping[str, Any]) -> ToolCall:
 
 def _visible(request: ToolCallRequest) -> Sequence[BaseTool]:
     return getattr(request.runtime, "tools", None) or ([request.tool] if request.tool else [])
+
+
+def _history(request: ToolCallRequest) -> list[CallOutcome]:
+    return outcomes_in(messages_in(request.state))
 
 
 def messages_in(state: Any) -> Sequence[AnyMessage]:
