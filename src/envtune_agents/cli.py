@@ -105,7 +105,7 @@ def collect_command(
             seed=seed,
             concurrency=concurrency,
             progress=True,
-            hints=hints,
+            hints=source.hint_engine(hints),
             stage=stage,
             max_steps=max_steps,
             first_step_calls=first_step_calls,
@@ -138,7 +138,7 @@ def play_command(
     environment = source.environment(task)
     if not as_json:
         _out.print("[dim]A call a line, such as name(argument=1). An empty line ends the turn, Ctrl-D the game.[/dim]")
-    for kind, value in play(environment, lambda: _read_line(quiet=as_json), hints=hints):
+    for kind, value in play(environment, lambda: _read_line(quiet=as_json), hints=source.hint_engine(hints)):
         if as_json:
             print(
                 json.dumps(

@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envtune_agents.errors import EnvTuneError, TaskError, unknown
-from envtune_agents.types import Environment, Task
+from envtune_agents.types import Environment, HintRule, Task
+
+if TYPE_CHECKING:
+    from envtune_agents.hints import HintEngine
 
 ENTRY_POINT_GROUP = "envtune_agents.task_sources"
 
@@ -31,6 +34,15 @@ class TaskSource:
     """`load(split, categories)`: the tasks of a split, of the given categories or of all for None."""
     environment: Callable[[Task], Environment]
     """A fresh environment for one episode of a task."""
+    rules: Callable[[], Sequence[HintRule]] | None = None
+    """The hint rules for these tasks, in the order in which they are asked; the library's own for None."""
+
+    def hint_engine(self, level: int) -> HintEngine:
+        """A hint engine with this source's rules at a level of the dial, 0 to 3."""
+        from envtune_agents.hints import HintDial, HintEngine
+
+        dial = HintDial(level)
+        return HintEngine(dial=dial) if self.rules is None else HintEngine(self.rules(), dial)
 
 
 def find_task_source(name: str) -> TaskSource:

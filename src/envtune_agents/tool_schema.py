@@ -29,11 +29,21 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def tool_schemas(tools: Iterable[BaseTool]) -> dict[str, dict[str, Any]]:
-    """Each tool as `{"name", "description", "parameters"}` by its name, the way the model is shown it."""
+    """Each tool as `{"name", "description", "parameters"}` by its name, the way the model is shown it.
+
+    A tool whose `metadata` holds "response", a JSON Schema of its answers, or "api", the name of the service it belongs
+    to, keeps them under these keys: hint rules read them, the model is not shown them.
+    """
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
-    functions = (convert_to_openai_tool(tool)["function"] for tool in tools)
+    functions = ({**convert_to_openai_tool(tool)["function"], **_extras(tool)} for tool in tools)
     return {function["name"]: function for function in functions}
+
+
+def _extras(tool: BaseTool) -> dict[str, Any]:
+    metadata = getattr(tool, "metadata", None) or {}
+    wanted = {"response": Mapping, "api": str}
+    return {key: metadata[key] for key, kind in wanted.items() if isinstance(metadata.get(key), kind)}
 
 
 def same_objects(left: Sequence[object], right: Sequence[object]) -> bool:

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from envtune_bfcl.calls import parse_call
     from envtune_bfcl.data import CATEGORIES, load_task, load_tasks
     from envtune_bfcl.environment import BfclEnvironment, try_calls
+    from envtune_bfcl.rules import BFCL_RULES
     from envtune_bfcl.verdicts import Replay, replay
 
 _HOME = {
+    "BFCL_RULES": "rules",
     "CATEGORIES": "data",
     "BfclEnvironment": "environment",
     "Replay": "verdicts",
@@ -26,6 +28,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BFCL_RULES",
     "CATEGORIES",
     "BfclEnvironment",
     "Replay",

@@ -196,12 +196,13 @@ def try_calls(task: Task, calls: Sequence[str], *, hint_level: int = 0) -> list[
     MALFORMED_CALL; its answer is still the official executor's.
     """
     from envtune_agents.hints import HintDial, HintEngine, tool_schemas
+    from envtune_bfcl.rules import hint_rules
 
     if isinstance(calls, str):
         raise TaskError(f"calls is a list of call texts, got one text {calls[:60]!r}")
     env = BfclEnvironment(task)
     env.open_turn()
-    engine, schemas = HintEngine(dial=HintDial(hint_level)), tool_schemas(env.tools())
+    engine, schemas = HintEngine(hint_rules(), HintDial(hint_level)), tool_schemas(env.tools())
     outcomes: list[CallOutcome] = []
     for text in calls:
         call, failure = _read(text)
@@ -223,5 +224,6 @@ def _read(text: str) -> tuple[ToolCall, ToolFailure | None]:
 def task_source() -> TaskSource:
     """BFCL for the command line: what the entry point "bfcl" of `envtune_agents.task_sources` gives."""
     from envtune_agents.task_source import TaskSource
+    from envtune_bfcl.rules import hint_rules
 
-    return TaskSource(load=load_tasks, environment=BfclEnvironment)
+    return TaskSource(load=load_tasks, environment=BfclEnvironment, rules=hint_rules)
