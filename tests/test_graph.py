@@ -138,7 +138,7 @@ def test_calls_run_in_order() -> None:
 
 
 def test_a_hanging_call_fails_and_the_others_run() -> None:
-    messages = run_node(("wait_sync", {"seconds": 1}), ("divide", {"a": 1, "b": 2}), call_timeout_s=0.05)
+    messages = run_node(("wait_sync", {"seconds": 5}), ("divide", {"a": 1, "b": 2}), call_timeout_s=0.7)
     assert outcomes_in(messages)[0].failure is not None
     assert outcomes_in(messages)[0].failure.kind is FailureKind.TIMEOUT  # type: ignore[union-attr]
     assert messages[1].content == "0.5"
@@ -146,7 +146,7 @@ def test_a_hanging_call_fails_and_the_others_run() -> None:
 
 @pytest.mark.parametrize("name", ["wait_sync", "wait_async"])
 async def test_a_hanging_call_fails_under_ainvoke_too(name: str) -> None:
-    messages = await arun_node((name, {"seconds": 1}), ("wait_async", {"seconds": 0.0}), call_timeout_s=0.05)
+    messages = await arun_node((name, {"seconds": 5}), ("wait_async", {"seconds": 0.0}), call_timeout_s=0.7)
     assert [outcome.failure and outcome.failure.kind for outcome in outcomes_in(messages)] == [
         FailureKind.TIMEOUT,
         None,

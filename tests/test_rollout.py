@@ -293,7 +293,9 @@ async def test_stopping_early_keeps_what_was_finished(tmp_path: Path) -> None:
     run = asyncio.create_task(
         collect(TASKS, ScriptedChatModel(script=slow), Playground, out=tmp_path, samples=20, concurrency=2)
     )
-    await asyncio.sleep(0.5)
+    path = tmp_path / "rollouts.jsonl"
+    while not path.exists() or not path.stat().st_size:
+        await asyncio.sleep(0.01)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run

@@ -7,7 +7,7 @@ the episode, nor the event loop, nor the end of the process, as a worker of a sh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import copy_context
 from threading import Thread
@@ -34,11 +34,21 @@ def call_with_deadline(function: Callable[[], T], timeout_s: float | None) -> T:
 
 async def acall_with_deadline(function: Callable[[], T], timeout_s: float | None) -> T:
     """`call_with_deadline` for a coroutine: the event loop stays free while the function runs."""
-    future = _start(function)
+    return await await_with_deadline(asyncio.wrap_future(_start(function)), timeout_s)
+
+
+async def await_with_deadline(awaitable: Awaitable[T], timeout_s: float | None) -> T:
+    """What `awaitable` gives; `TimeoutError` when that takes longer than `timeout_s` seconds.
+
+    `asyncio.wait_for` of Python 3.11 loses a cancellation that arrives as the result does, so that a run which was
+    stopped goes on; `asyncio.timeout` does not.
+    """
+    deadline = asyncio.timeout(timeout_s)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+        async with deadline:
+            return await awaitable
     except TimeoutError:
-        if future.done() and not future.cancelled():
+        if not deadline.expired():  # the awaitable itself raised TimeoutError
             raise
         raise TimeoutError(f"no answer within {timeout_s:g} seconds") from None
 

@@ -8,14 +8,13 @@ failed call. Interrupts and `Command` results pass through untouched.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from envtune_agents.deadline import call_with_deadline
+from envtune_agents.deadline import await_with_deadline, call_with_deadline
 from envtune_agents.hints.engine import HintDial, HintEngine, as_engine
 from envtune_agents.hints.failures import FailureDetector, failure_kind
 from envtune_agents.tool_schema import same_objects, tool_schemas
@@ -67,7 +66,7 @@ def hint_tool_calls(
     async def awrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Answer:
         call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
         try:
-            answer = await asyncio.wait_for(execute(request), call_timeout_s)
+            answer = await await_with_deadline(execute(request), call_timeout_s)
         except Exception as error:
             answer = scribe.caught(error, call, tools)
         return scribe.written(answer, call, tools, _history(request), time.perf_counter() - started)

@@ -9,7 +9,6 @@ one that does not parse: `hint_tool_calls`, `HintedToolNode` and `HintMiddleware
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from envtune_agents.deadline import acall_with_deadline, call_with_deadline
+from envtune_agents.deadline import acall_with_deadline, await_with_deadline, call_with_deadline
 from envtune_agents.hints.engine import HintDial, HintEngine, as_engine
 from envtune_agents.hints.failures import FailureDetector
 from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, Answer, OutcomeScribe, error_text
@@ -155,7 +154,7 @@ def _hinted_class(tool_class: type[BaseTool]) -> type[BaseTool]:
             timeout_s = self._hint_mount.call_timeout_s
             if is_async(self):
                 running = super().arun(tool_input, *args, tool_call_id=tool_call_id, **kwargs)
-                waiting: Any = asyncio.wait_for(running, timeout_s)
+                waiting: Any = await_with_deadline(running, timeout_s)
             else:
                 function = partial(super().run, tool_input, *args, tool_call_id=tool_call_id, **kwargs)
                 waiting = acall_with_deadline(function, timeout_s)
