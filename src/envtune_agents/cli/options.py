@@ -1,0 +1,49 @@
+"""Options that several commands share, and how they choose tasks."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from envtune_agents.errors import TaskError
+
+if TYPE_CHECKING:
+    from envtune_agents.types import Task
+
+
+class Precision(StrEnum):
+    """How the weights are held in memory."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    eight_bit = "8bit"
+    four_bit = "4bit"
+
+
+TasksOption = Annotated[
+    str, typer.Option(help="Where tasks come from: playground, bfcl, or module:factory of your own.")
+]
+HintsOption = Annotated[
+    int, typer.Option(min=0, max=3, help="0 none, 1 what went wrong, 2 + the constraint, 3 + where to look.")
+]
+
+
+def choose_tasks(tasks: list[Task], ids: list[str] | None, limit: int | None) -> list[Task]:
+    """The tasks with these ids, in this order; all of them without ids; at most `limit`."""
+    if ids:
+        by_id = {task.task_id: task for task in tasks}
+        for wanted in ids:
+            if wanted not in by_id:
+                near = ", ".join(get_close_matches(wanted, by_id, n=3)) or ", ".join(list(by_id)[:3])
+                raise TaskError(f"Unknown task id {wanted!r} in this split ({len(by_id)} tasks). Near: {near}.")
+        tasks = [by_id[wanted] for wanted in ids]
+    return tasks[:limit]
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """The names of a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None
