@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from langchain_core.tools import StructuredTool
 
 from envtune_agents.errors import HintRuleError
 from envtune_agents.hint_rules import DEFAULT_RULES, DOCS_RULES, SCHEMA_RULES, DeclaredRule, load_rules
-from envtune_agents.hint_rules.patterns import bounded_pattern, matches
+from envtune_agents.hint_rules.patterns import bounded_pattern
 from envtune_agents.hint_rules.prose import enumeration, value_format, value_range, wants_plain_name
 from envtune_agents.hint_rules.sources import is_id_like, is_login, login_tools, sources_of
 from envtune_agents.hints import HintDial, HintEngine, tool_schemas
@@ -204,7 +205,7 @@ def test_schema_faults_stay_with_the_schema_rules() -> None:
         scene = Scene(ToolCall("send_letter", {"priority": "FAST"}), ToolFailure(kind, "not found"), "x", TOOLS)
         assert [rule.name for rule in DOCS_RULES if rule(scene)] == []
     assert DEFAULT_RULES[: len(SCHEMA_RULES)] == SCHEMA_RULES
-    assert DEFAULT_RULES[-1].name == "schema.refused_argument"
+    assert [rule.name for rule in DEFAULT_RULES[-2:]] == ["schema.refused_argument", "call.same_again"]
 
 
 @pytest.mark.parametrize(
@@ -371,13 +372,36 @@ def test_a_pattern_that_could_run_for_ever_is_refused(pattern: str) -> None:
         bounded_pattern(pattern)
 
 
-@pytest.mark.parametrize("pattern", [".*a.*b", r"ticket \d+ not found", "a.{0,40}b", "(?:no|not) found", "[^]a]+x"])
-def test_a_pattern_that_is_allowed_is_fast_on_hostile_text(pattern: str) -> None:
-    compiled = bounded_pattern(pattern)
-    for text_of in ("a" * 100_000, "ticket " + "1" * 100_000, "ab" * 50_000):
-        started = time.perf_counter()
-        matches(compiled, text_of)
-        assert time.perf_counter() - started < 1.0
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)(?#c)+$", "(?x)( a + ) +$", "(?i:a+)+", r"(a+)\1$", r"(a)(b)?(?(2)a+|b+)$", "(?>a+)+", r"(?P<n>a+)(?P=n)+"],
+)
+def test_a_pattern_that_hides_what_it_repeats_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"only \(\?:|refers back"):
+        bounded_pattern(pattern)
+
+
+CATASTROPHE = "(a|a?)+$"
+"""With forty letters and a bang this runs for hours in Python's `re`."""
+
+
+def test_a_catastrophic_pattern_is_refused_with_its_line_and_never_run() -> None:
+    with pytest.raises(HintRuleError, match="line 4: the pattern of 'message' is refused: it repeats a group"):
+        load_rules(f"rules:\n- name: slow\n  when:\n    message: '{CATASTROPHE}'\n  problem: x\n")
+
+
+ALLOWED = [".*a.*b", r"ticket \d+ not found", "a.{0,40}b", "(?:no|not) found", "[^]a]+x", "(.*)(.*)!", r"\w+.+?(?<= )"]
+
+
+def test_what_is_allowed_ends_on_hostile_text() -> None:
+    """In a process of its own, since nothing can stop a regular expression; it takes a second or two in all."""
+    program = (
+        "from envtune_agents.hint_rules.patterns import bounded_pattern, matches\n"
+        f"for pattern in {ALLOWED!r}:\n"
+        "    for text in ('a' * 100_000, 'ticket ' + '1' * 100_000, 'ab' * 50_000, 'a ' * 50_000):\n"
+        "        matches(bounded_pattern(pattern), text)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_the_documented_file_loads_and_speaks() -> None:

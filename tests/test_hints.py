@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from envtune_agents.errors import HintRuleError
-from envtune_agents.hint_rules import DEFAULT_RULES, closest
-from envtune_agents.hints import HintDial, HintEngine, classify_failure, error_message
-from envtune_agents.types import Advice, CallOutcome, FailureKind, Hint, Scene, ToolCall, ToolFailure
+from envtune_agents.hint_rules import DEFAULT_RULES, closest, load_rules
+from envtune_agents.hints import HintDial, HintEngine, attach_hint, classify_failure, error_message
+from envtune_agents.types import Advice, CallOutcome, FailureKind, Hint, Scene, Task, ToolCall, ToolFailure
 
 TOOLS: dict[str, dict[str, Any]] = {
     "cd": {
@@ -174,32 +176,143 @@ def test_the_owner_of_a_tool_can_recognise_polite_failures() -> None:
     assert json.loads(got.content) == {"result": "00000", "hint": "The city is not known."}
 
 
-def test_a_rule_that_raises_is_logged_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        name = "broken"
+class Rule:
+    """A rule that does what it is told."""
 
-        def __call__(self, scene: Scene) -> Advice | None:
-            raise ZeroDivisionError
+    def __init__(self, does: Callable[[Scene], Any], name: str = "told", training_only: bool = False) -> None:
+        self.does, self.name, self.training_only = does, name, training_only
 
+    def __call__(self, scene: Scene) -> Advice | None:
+        answer: Advice | None = self.does(scene)
+        return answer
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    def does(*_: Any) -> Any:
+        raise error
+
+    return does
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (raises(ZeroDivisionError("by 0")), "ZeroDivisionError: by 0"),
+        (raises(RecursionError()), "RecursionError"),
+        (lambda scene: "go there", "gave str, expected Advice"),
+        (lambda scene: Advice(3), "part of type int"),  # type: ignore[arg-type]
+        (lambda scene: time.sleep(2), "TimeoutError: no answer within 0.05 seconds"),
+    ],
+)
+def test_a_rule_that_fails_is_recorded_and_skipped(does: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = HintEngine((Rule(does), *DEFAULT_RULES), rule_timeout_s=0.05)
     with caplog.at_level(logging.WARNING):
-        got = HintEngine(rules=(Broken(), *DEFAULT_RULES)).outcome(ToolCall("cdd"), "Error: x", tools=TOOLS)
+        got = engine.outcome(ToolCall("cdd"), "Error: x", tools=TOOLS)
     assert got.hint is not None
     assert got.hint.rule == "schema.unknown_tool"
-    assert "broken" in caplog.text
+    assert got.hint_error is not None
+    assert got.hint_error.startswith("rule 'told': ")
+    assert said in got.hint_error
+    assert "told" in caplog.text
+    alone = HintEngine((Rule(does),), rule_timeout_s=0.05).outcome(ToolCall("cdd"), "Error: x", tools=TOOLS)
+    assert (alone.content, alone.hint) == ("Error: x", None)
+    assert HintEngine((Rule(does),), HintDial(0)).outcome(ToolCall("cdd"), "Error: x", tools=TOOLS).hint_error is None
 
 
-def test_a_cap_lowers_the_level_and_never_raises_it() -> None:
-    dial = HintDial(2, tools={"cd": 1}, rules={"schema.unknown_tool": 0, "schema.wrong_type": 3})
-    assert dial.level_for("schema.missing_argument", "cd") == 1
-    assert dial.level_for("schema.unknown_tool", "x") == 0
-    assert dial.level_for("schema.wrong_type", "tail") == 2
-    assert HintEngine(dial=dial).outcome(ToolCall("cdd"), "Error: x", tools=TOOLS).hint is None
+def test_a_rule_that_says_too_much_is_cut() -> None:
+    engine = HintEngine((Rule(lambda scene: Advice("x" * 10_000_000)),))
+    assert len(engine.outcome(ToolCall("cd"), "Error: x", tools=TOOLS).content) < 2_100
 
 
-@pytest.mark.parametrize("level", [-1, 4, True, 1.5, "3"])
-def test_a_dial_has_four_levels(level: Any) -> None:
-    with pytest.raises(HintRuleError, match="0 to 3"):
-        HintDial(level)
+@pytest.mark.parametrize("detect", [raises(ValueError("boom")), lambda call, raw: "no", lambda call, raw: True])
+def test_a_detector_that_fails_is_recorded_and_changes_nothing(detect: Any) -> None:
+    got = HintEngine().outcome(ToolCall("cd", {"folder": "a"}), "fine", tools=TOOLS, detect=detect)
+    assert (got.content, got.failure) == ("fine", None)
+    assert got.hint_error is not None
+    assert "failure detector" in got.hint_error
+
+
+def test_a_tool_whose_schema_is_broken_still_gets_a_hint_and_it_is_said() -> None:
+    broken = {**TOOLS, "cd": {**TOOLS["cd"], "unreadable": "parameters.properties is list, expected an object"}}
+    got = HintEngine().outcome(ToolCall("cd", {}), "Error: x", tools=broken)
+    assert got.hint is not None
+    assert got.hint_error is not None
+    assert "'cd' was read in part: parameters.properties is list" in got.hint_error
+    assert HintEngine().outcome(ToolCall("tail", {}), "Error: x", tools=broken).hint_error is None
+
+
+def test_an_engine_for_serving_holds_no_training_rule() -> None:
+    crib = Rule(lambda scene: Advice("Only in training."), "crib", training_only=True)
+    served = HintEngine.for_serving((crib, *DEFAULT_RULES), HintDial(2))
+    assert "crib" not in [rule.name for rule in served.rules]
+    assert served.dial == HintDial(2)
+    assert "training" not in served.outcome(ToolCall("cdd"), "Error: x", tools=TOOLS).content
+    assert "training" in HintEngine((crib,)).outcome(ToolCall("cdd"), "Error: x", tools=TOOLS).content
+    text = "rules:\n- name: c\n  when: {tool: cd}\n  problem: Only in training.\n  training_only: true\n"
+    assert HintEngine.for_serving(load_rules(text)).rules == ()
+
+
+def test_an_engine_takes_the_caps_of_its_task_and_stage() -> None:
+    engine = HintEngine(dial=HintDial(3, tasks={"hard_*": 1}, stages={"alignment": 0}))
+    task = Task("hard_1", "any", ("Go.",))
+    assert engine.for_episode(task).dial.level == 1
+    assert engine.for_episode(task, "alignment").outcome(ToolCall("cdd"), "Error: x", tools=TOOLS).hint is None
+    assert engine.for_episode() is engine
+    assert engine.dial.level == 3
+
+
+def test_a_timeout_and_a_service_that_is_down_get_advice_too() -> None:
+    late = ToolFailure(FailureKind.TIMEOUT, "no answer within 30 seconds")
+    got = outcome(ToolCall("tail", {"file_name": "a", "max_lines": 9}), "Error: no answer", failure=late)
+    assert got.hint is not None
+    assert got.hint.rule == "call.timed_out"
+    assert "lower max_lines" in got.hint.text
+    for message in ("ConnectionError: connection refused", "HTTP 503 Service Unavailable", "Status code: 502"):
+        assert "once more" in rule_text("call.service_trouble", message)
+    assert "no more calls" in rule_text("call.service_trouble", "429 Too Many Requests")
+    assert outcome(ToolCall("tail", {"file_name": "a"}), "Error: line 502 is odd").hint is None
+
+
+def rule_text(rule: str, message: str) -> str:
+    got = outcome(ToolCall("tail", {"file_name": "a"}), f"Error: {message}")
+    assert got.hint is not None
+    assert got.hint.rule == rule
+    return got.hint.text
+
+
+def test_the_same_failure_again_is_named() -> None:
+    call, raw = ToolCall("tail", {"file_name": "a"}), "Error: out of order"
+    first = outcome(call, raw)
+    assert first.hint is None
+    again = outcome(call, raw, history=[first])
+    assert again.hint is not None
+    assert again.hint.rule == "call.same_again"
+    assert outcome(ToolCall("tail", {"file_name": "b"}), raw, history=[first]).hint is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "content"),
+    [
+        ('{"error": "x"}', '{"error": "x", "hint": "H"}'),
+        (' {"error":  1e3,\n "b": [ ] } ', '{"error":  1e3,\n "b": [ ], "hint": "H"}'),
+        ("{}", '{"hint": "H"}'),
+        ("[1]", '{"error": "[1]", "hint": "H"}'),
+        ("{'error': 1}", '{"error": "{\'error\': 1}", "hint": "H"}'),
+        ("", '{"error": "", "hint": "H"}'),
+    ],
+)
+def test_a_hint_changes_no_byte_inside_the_answer(raw: str, content: str) -> None:
+    assert attach_hint(raw, "H", ToolFailure(FailureKind.TOOL_ERROR, "x")) == content
+
+
+def test_a_hint_can_always_be_sent() -> None:
+    attach_hint("\ud800", "half a pair \ud800", ToolFailure(FailureKind.TOOL_ERROR, "x")).encode()
+
+
+@pytest.mark.parametrize("rule", [lambda scene: None, object(), "rule", None])
+def test_what_is_no_rule_is_refused(rule: Any) -> None:
+    with pytest.raises(HintRuleError, match="is no hint rule"):
+        HintEngine((rule,))
 
 
 def test_rules_need_names_of_their_own() -> None:

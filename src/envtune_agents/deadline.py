@@ -1,15 +1,17 @@
 """Run one function of somebody else's, and stop waiting for it after a deadline.
 
-Python cannot stop a thread. A call that hangs is left behind in a daemon thread of its own, so that it blocks neither
-the episode, nor the event loop, nor the end of the process, as a worker of a shared pool would.
+Python cannot stop a thread. A call that hangs is left behind in its daemon thread, which gets no other work, so that it
+blocks neither the episode, nor the event loop, nor the end of the process, as a worker of a shared pool would.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import copy_context
+from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
@@ -67,5 +69,30 @@ def _start(function: Callable[[], T]) -> Future[T]:
             if not future.cancelled():
                 future.set_result(result)
 
-    Thread(target=run, name="envtune-deadline", daemon=True).start()
+    try:
+        worker = _idle.pop()
+    except IndexError:
+        worker = _Worker()
+    worker.jobs.put(run)
     return future
+
+
+class _Worker:
+    """A daemon thread that runs one job after another; one whose job hangs is never given another."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        Thread(target=self._work, name="envtune-deadline", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self.jobs.get()()
+            if len(_idle) >= _MOST_IDLE:
+                return
+            _idle.append(self)
+
+
+_MOST_IDLE = 32
+_idle: list[_Worker] = []  # starting a thread for every call took a sixth of an episode's time
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # threads do not survive a fork

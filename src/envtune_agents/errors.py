@@ -4,11 +4,17 @@
     ├── MissingDependencyError (ImportError)   an optional package is not installed; the text holds the install line
     ├── WeightsError (ValueError)              a checkpoint cannot be loaded as asked
     │   └── ContextOverflowError               a prompt does not fit the model's context
+    ├── RequestError (ValueError)               a generation request is malformed: no prompt, a setting out of range
+    ├── EngineError (RuntimeError)             an engine was asked for something after it closed, or in a forked process
+    ├── MessageError (ValueError)              a conversation cannot be turned into a prompt
     ├── ConstraintError (ValueError)           tools or a schema cannot be turned into a decoding constraint
     ├── TaskError (ValueError)                 unknown category, split, task id, tool parser …
     ├── EnvironmentStateError (RuntimeError)   an environment was used out of order
     ├── ScorerError (RuntimeError)             a progress scorer raised or left [0, 1]
     ├── HintRuleError (ValueError)             a hint rule or dial is malformed
+    ├── ContractError (AssertionError)         an environment, rule or scorer breaks what training relies on
+    ├── CurriculumError (ValueError)           a stage, curriculum or its saved state is malformed
+    ├── FilterError (ValueError)               a filter over rollouts does not parse
     └── RecordError (ValueError)               a rollout file or record cannot be read or written
 
 Every error also inherits the standard library type it refines, so `except ValueError` keeps working. The text says what
@@ -38,6 +44,18 @@ class ContextOverflowError(WeightsError):
     """A prompt holds more tokens than the model's context admits."""
 
 
+class RequestError(EnvTuneError, ValueError):
+    """A generation request cannot be served as it is: no prompt, an unknown token, a setting out of its range."""
+
+
+class EngineError(EnvTuneError, RuntimeError):
+    """An engine was closed, or belongs to the process this one was forked from."""
+
+
+class MessageError(EnvTuneError, ValueError):
+    """A conversation cannot be turned into a prompt: empty, not text, or refused by the chat template."""
+
+
 class ConstraintError(EnvTuneError, ValueError):
     """Tools, a tool choice or a response schema cannot be turned into a decoding constraint."""
 
@@ -56,6 +74,18 @@ class ScorerError(EnvTuneError, RuntimeError):
 
 class HintRuleError(EnvTuneError, ValueError):
     """A hint rule or dial is malformed."""
+
+
+class ContractError(EnvTuneError, AssertionError):
+    """An environment, hint rule or scorer breaks a promise that training and evaluation rely on; the text lists all."""
+
+
+class CurriculumError(EnvTuneError, ValueError):
+    """A stage or curriculum is malformed, or its saved state belongs to another one."""
+
+
+class FilterError(EnvTuneError, ValueError):
+    """A filter over rollouts does not parse, names something unknown, or does not fit the records."""
 
 
 class RecordError(EnvTuneError, ValueError):

@@ -20,7 +20,15 @@ from langgraph.prebuilt import ToolNode
 from envtune_agents.deadline import acall_with_deadline, call_with_deadline
 from envtune_agents.graph.world import World
 from envtune_agents.hints import HintDial, HintEngine, OutcomeScribe, as_engine, hint_tool_calls, outcomes_in
-from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, error_text, failure_of, messages_in
+from envtune_agents.hints.answers import as_text
+from envtune_agents.hints.carried import History
+from envtune_agents.hints.tool_calls import (
+    MAX_CONTENT_CHARS,
+    distinct,
+    error_text,
+    failure_of,
+    messages_in,
+)
 from envtune_agents.hints.wrapped_tools import is_async
 from envtune_agents.tool_schema import same_objects
 from envtune_agents.types import (
@@ -53,15 +61,15 @@ class HintedToolNode(Runnable[Any, Any]):
         call_timeout_s: float | None = CALL_TIMEOUT_S,
         max_content_chars: int = MAX_CONTENT_CHARS,
     ) -> None:
-        engine = as_engine(hints)
         self._world = World.of(environment) if environment is not None else None
+        engine = as_engine(hints).for_episode(self._world.live.task if self._world else None)
         detect = self._detect if self._world else None
         self._scribe = OutcomeScribe(engine, detect, max_content_chars)
         self._call_timeout_s = call_timeout_s
         self._wrappers = hint_tool_calls(
             engine, detect=detect, call_timeout_s=call_timeout_s, max_content_chars=max_content_chars
         )
-        self._node = ToolNode(tools, **self._wrappers._asdict())
+        self._node = ToolNode(distinct(tools), **self._wrappers._asdict())
 
     @property
     def static_tools(self) -> list[BaseTool]:
@@ -108,7 +116,7 @@ class HintedToolNode(Runnable[Any, Any]):
             if self._world and _timed_out(messages):
                 self._world.rewind(before)
         for invalid in reply.invalid_tool_calls:
-            history = outcomes_in([*before_reply, *messages])
+            history = History([*before_reply, *messages])
             messages.append(self._scribe.unreadable(invalid, self._visible(), history))
         update = {"messages": messages, **(self._world.update() if self._world else {})}
         return [update, *commands] if commands else update
@@ -127,12 +135,13 @@ class HintedToolNode(Runnable[Any, Any]):
         visible = self._visible()
         raw, failure, started = "", None, time.perf_counter()
         try:
-            raw = call_with_deadline(partial(world.run_call, asked), self._call_timeout_s)
+            answer: Any = call_with_deadline(partial(world.run_call, asked), self._call_timeout_s)
+            raw = answer if isinstance(answer, str) else as_text(answer)
         except Exception as error:
             failure = failure_of(error, asked, self._scribe.schemas(visible))
             raw = error_text(failure)
         duration_s = time.perf_counter() - started
-        return self._scribe.message(asked, raw, visible, outcomes_in(state["messages"]), failure, duration_s)
+        return self._scribe.message(asked, raw, visible, History(state["messages"]), failure, duration_s)
 
     def _visible(self) -> list[BaseTool]:
         return list(self._world.live.tools() if self._world else self._node.tools_by_name.values())
@@ -140,7 +149,7 @@ class HintedToolNode(Runnable[Any, Any]):
     def _current_node(self) -> ToolNode:
         visible = self._visible()
         if not same_objects(list(self._node.tools_by_name.values()), visible):
-            self._node = ToolNode(visible, **self._wrappers._asdict())
+            self._node = ToolNode(distinct(visible), **self._wrappers._asdict())
         return self._node
 
     def _detect(self, call: ToolCall, raw_content: str) -> ToolFailure | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from envtune_agents.errors import HintRuleError
 from envtune_agents.hint_rules.patterns import matches
@@ -20,6 +20,7 @@ from envtune_agents.hint_rules.words import argument_in, quoted, shown
 from envtune_agents.types import Advice, FailureKind, Scene
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_WILD = re.compile(r"[*?\[]")
 RAN_KINDS = frozenset({FailureKind.TOOL_ERROR, FailureKind.EMPTY_RESULT})
 """The kinds that a rule without `kind` speaks about: faults against a schema are left to the first layer."""
 
@@ -51,12 +52,15 @@ class When:
         named = argument_in(scene.failure.message, {name: args[name] for name in fitting} if self.argument else args)
         return named or next(iter(fitting or (args if len(args) == 1 and not self.argument else ())), None)
 
+    def concerns(self, tool: str, kind: FailureKind) -> bool:
+        """Whether the conditions on the tool and on the kind of failure hold."""
+        return kind in self.kind and (not self.tool or fits_any(tool, self.tool))
+
     def hold(self, scene: Scene) -> bool:
         """Whether the rule speaks about this failure."""
         message = scene.failure.message
         return (
-            scene.failure.kind in self.kind
-            and (not self.tool or fits_any(scene.call.name, self.tool))
+            self.concerns(scene.call.name, scene.failure.kind)
             and (not self.message_contains or any(part.lower() in message.lower() for part in self.message_contains))
             and (not self.argument or self.argument_of(scene) is not None)
             and (not self.called or _succeeded(self.called, scene))
@@ -80,7 +84,8 @@ class DeclaredRule:
     pointer: tuple[str, ...] = ()
     """Alternatives, as for `constraint`."""
     training_only: bool = False
-    """True for a rule that `load_rules(…, training=False)` leaves out."""
+    """True for a rule that `HintEngine.for_serving` and `load_rules(…, training=False)` leave out."""
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not self.when.hold(scene):
@@ -130,7 +135,7 @@ def load_rules(path_or_text: str | Path, *, training: bool = True) -> tuple[Decl
 
 def fits_any(name: str, globs: Sequence[str]) -> bool:
     """Whether a tool's name fits one of the globs."""
-    return any(fnmatchcase(name, glob) for glob in globs)
+    return name in globs or any(fnmatchcase(name, glob) for glob in globs if _WILD.search(glob))
 
 
 def _succeeded(globs: Sequence[str], scene: Scene) -> bool:

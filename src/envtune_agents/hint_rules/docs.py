@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from envtune_agents.hint_rules.prose import enumeration, value_format, value_range, wants_plain_name
 from envtune_agents.hint_rules.sources import GIVEN_BY_USER, is_id_like, is_login, login_tools, sources_of
@@ -49,6 +49,7 @@ class LogInFirst:
     """The error asks for a login or a token. Triggered by the error alone, never by the order of calls."""
 
     name: str = "docs.log_in_first"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         message = scene.failure.message
@@ -64,7 +65,7 @@ class LogInFirst:
                 pointer=f"{_call_first(givers)} and pass on the {tokens[0]} it returns." if givers else "",
             )
         return Advice(
-            problem=f"{quoted(scene.call.name)} needs a logged-in user, and found none.",
+            problem=f"{quoted(scene.call.name)} needs a logged-in user, and nobody is logged in.",
             constraint="Log in to this service first, then make the call again.",
             pointer=f"{_call_first(logins)} with what the user gave you." if logins else "",
         )
@@ -75,10 +76,11 @@ class PathForName:
     """A path was given where the docs ask for a name in the current folder."""
 
     name: str = "docs.path_for_name"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         paths = [name for name, value in _texts(scene) if "/" in value or "\\" in value]
-        for argument in sorted(paths, key=lambda name: _named_last(name, scene)):
+        for argument in _named_first(paths, scene):
             about = described(argument, parameters_of(scene))
             if "path" in split_name(argument).split():
                 continue
@@ -101,6 +103,7 @@ class NotInEnumeration:
     """A value that is not among those that the description, or the error, lists."""
 
     name: str = "docs.not_in_enumeration"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene):
@@ -135,14 +138,16 @@ class WrongFormat:
     """A text that is not written in the format that the description, or the error, asks for."""
 
     name: str = "docs.wrong_format"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene):
             return None
         complains = "format" in scene.failure.message.lower()
+        named = argument_in(scene.failure.message, scene.call.args)
         for argument, value in _texts(scene):
             wanted = value_format(described(argument, parameters_of(scene)))
-            blamed = complains and argument == argument_in(scene.failure.message, scene.call.args)
+            blamed = complains and argument == named
             if wanted and (not wanted.fits(value) or (blamed and wanted.pattern)):
                 return Advice(
                     problem=f"{argument} = {shown(value)} is not in the right format.",
@@ -157,6 +162,7 @@ class OutOfRange:
     """A number outside the range that the description, or the error, gives."""
 
     name: str = "docs.out_of_range"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene):
@@ -181,6 +187,7 @@ class ValueFromTool:
     """An id, symbol or token that is not known: which visible tool gives such values."""
 
     name: str = "docs.value_from_tool"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene) or not _ABSENT.search(scene.failure.message):
@@ -206,6 +213,7 @@ class AlreadyDone:
     """The world is already as the call wants it, or something stands in the way."""
 
     name: str = "docs.already_done"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene) or not _ALREADY.search(scene.failure.message) or _ABSENT.search(scene.failure.message):
@@ -222,6 +230,7 @@ class OverLimit:
     """An amount that the present state does not allow."""
 
     name: str = "docs.over_limit"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if not _ran(scene) or not _LIMIT.search(scene.failure.message):
@@ -239,6 +248,7 @@ class FoundNothing:
     """A search that ran and found nothing."""
 
     name: str = "docs.found_nothing"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if scene.failure.kind is not FailureKind.EMPTY_RESULT:
@@ -277,7 +287,7 @@ def _arguments(scene: Scene) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The given arguments that the tool declares, those that the error names first, each with its schema."""
     properties = parameters_of(scene).get("properties") or {}
     names = [name for name in scene.call.args if isinstance(properties.get(name), Mapping)]
-    for name in sorted(names, key=lambda name: _named_last(name, scene)):
+    for name in _named_first(names, scene):
         yield name, properties[name]
 
 
@@ -288,9 +298,10 @@ def _texts(scene: Scene) -> Iterator[tuple[str, str]]:
                 yield name, scene.call.args[name]
 
 
-def _named_last(name: str, scene: Scene) -> bool:
-    """Sort key that puts the argument an error is about before the others."""
-    return name != argument_in(scene.failure.message, scene.call.args)
+def _named_first(names: list[str], scene: Scene) -> list[str]:
+    """The argument that the error is about, before the others."""
+    named = argument_in(scene.failure.message, scene.call.args)
+    return sorted(names, key=lambda name: name != named)
 
 
 def _strings(value: Any) -> list[str]:

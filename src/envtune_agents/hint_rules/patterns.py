@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
-READ_CHARS = 500
+READ_CHARS = 250
 """A pattern sees only this many characters from the beginning of a text; a literal comparison sees all of it."""
 
 _MAX_PATTERN_CHARS = 500
-_MAX_STEPS = 1.3e8  # two unbounded repetitions: a third of a second at worst
+_MAX_STEPS = 2e7  # two unbounded repetitions: a tenth of a second at worst
 _TOKEN = re.compile(
     r"(?P<escape>\\.)|(?P<set>\[\^?\]?(?:\\.|[^\]\\])*\])|(?P<open>\((?:\?(?:P?<\w+>|[:=!]|<[=!]))?)|(?P<close>\))"
     r"|(?P<repeat>(?:[*+?]|\{(?P<low>\d*)(?P<comma>,?)(?P<high>\d*)\})[?+]?)|(?P<choice>\|)|(?P<other>.)",
@@ -28,6 +28,7 @@ def bounded_pattern(text: str) -> re.Pattern[str]:
         compiled = re.compile(text, re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"it is no regular expression: {error}") from error
+    _refuse_unread(text)
     _refuse_explosions(text)
     return compiled
 
@@ -35,6 +36,18 @@ def bounded_pattern(text: str) -> re.Pattern[str]:
 def matches(pattern: re.Pattern[str], text: str) -> bool:
     """Whether the pattern occurs in the first `READ_CHARS` characters."""
     return pattern.search(text[:READ_CHARS]) is not None
+
+
+def _refuse_unread(text: str) -> None:
+    """Refuses what would make the pattern mean something else than `_TOKEN` reads: flags, comments, conditions.
+
+    In "(a+)(?#x)+" the repetition is the group's, and "(?x)( a + ) +" is "(a+)+".
+    """
+    for token in _TOKEN.finditer(text):
+        if token["open"] == "(" and text[token.end() : token.end() + 1] == "?":
+            raise ValueError(f"it holds {text[token.start() : token.end() + 3]!r}; only (?:, (?=, (?!, (?<=, (?<! work")
+        if token["escape"] and (token["escape"][1].isdigit() and token["escape"][1] != "0"):
+            raise ValueError("it refers back to a group, which can run for ever")
 
 
 def _refuse_explosions(text: str) -> None:

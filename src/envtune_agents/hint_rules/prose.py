@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 _READ_CHARS = 4_000
@@ -74,10 +75,11 @@ class ValueRange:
 
 def enumeration(text: str, schema: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The values that a description (or the schema's own `enum`) lists; () when it lists none."""
-    declared = _declared(schema or {})
-    if declared:
-        return declared
-    text = text[:_READ_CHARS]
+    return _declared(schema or {}) or _enumeration(text[:_READ_CHARS])
+
+
+@lru_cache(maxsize=1024)
+def _enumeration(text: str) -> tuple[str, ...]:
     keyed = _KEYED.findall(text)
     for mark in _LIST_MARK.finditer(text):
         values = _listed(text[mark.end() :], loose=mark[0][-1] in ":]")
@@ -112,7 +114,11 @@ def _listed(rest: str, *, loose: bool) -> tuple[str, ...]:
 
 def value_format(text: str) -> ValueFormat | None:
     """The format that a description asks for, or None."""
-    text = text[:_READ_CHARS]
+    return _value_format(text[:_READ_CHARS])
+
+
+@lru_cache(maxsize=1024)
+def _value_format(text: str) -> ValueFormat | None:
     dated = _FORMAT.search(text)
     if dated:
         escaped = re.sub(r"YYYY|YY|MM|DD|HH|SS", lambda part: _FORMAT_PARTS[part[0]], re.escape(dated[0]))
@@ -127,7 +133,7 @@ def value_format(text: str) -> ValueFormat | None:
 
 def value_range(text: str, schema: Mapping[str, Any] | None = None) -> ValueRange | None:
     """The range of numbers that a description or the schema asks for, or None."""
-    schema, text = schema or {}, text[:_READ_CHARS]
+    schema = schema or {}
     low, high = schema.get("minimum"), schema.get("maximum")
     if isinstance(low, int | float) or isinstance(high, int | float):
         if not isinstance(high, int | float):
@@ -135,6 +141,11 @@ def value_range(text: str, schema: Mapping[str, Any] | None = None) -> ValueRang
         if not isinstance(low, int | float):
             return ValueRange(f"at most {high}", high=float(high))
         return ValueRange(f"between {low} and {high}", float(low), float(high))
+    return _value_range(text[:_READ_CHARS])
+
+
+@lru_cache(maxsize=1024)
+def _value_range(text: str) -> ValueRange | None:
     span = _SPAN.search(text)
     if span and float(span[1]) < float(span[2]):
         return ValueRange(f"between {span[1]} and {span[2]}", float(span[1]), float(span[2]))
@@ -145,4 +156,9 @@ def value_range(text: str, schema: Mapping[str, Any] | None = None) -> ValueRang
 
 def wants_plain_name(text: str) -> bool:
     """Whether a description asks for a name inside the current folder, not for a path."""
-    return _PLAIN_NAME.search(text[:_READ_CHARS]) is not None
+    return _wants_plain_name(text[:_READ_CHARS])
+
+
+@lru_cache(maxsize=1024)
+def _wants_plain_name(text: str) -> bool:
+    return _PLAIN_NAME.search(text) is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from envtune_agents.hint_rules.words import (
     argument_in,
@@ -31,6 +31,7 @@ class UnknownTool:
     """A call to a tool that is not visible now. Suggests only visible ones, so a held-back tool cannot leak."""
 
     name: str = "schema.unknown_tool"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if scene.failure.kind is not FailureKind.UNKNOWN_TOOL:
@@ -48,6 +49,7 @@ class UnknownArgument:
     """An argument the tool does not have; most often a wrong name for one that it requires."""
 
     name: str = "schema.unknown_argument"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.UNKNOWN_ARGUMENT)
@@ -66,6 +68,7 @@ class MissingArgument:
     """A required argument was left out."""
 
     name: str = "schema.missing_argument"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.MISSING_ARGUMENT)
@@ -87,6 +90,7 @@ class WrongArgumentType:
     """An argument of another JSON type than declared, such as "20" where 20 is meant."""
 
     name: str = "schema.wrong_type"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.WRONG_TYPE)
@@ -106,6 +110,7 @@ class MalformedCall:
     """A reply whose tool call cannot be read; nothing was run."""
 
     name: str = "schema.malformed_call"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if scene.failure.kind is not FailureKind.MALFORMED_CALL:
@@ -125,6 +130,7 @@ class RefusedArgument:
     """
 
     name: str = "schema.refused_argument"
+    bounded: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Advice | None:
         if scene.failure.kind is not FailureKind.TOOL_ERROR or scene.call.name not in scene.tools:
@@ -164,6 +170,8 @@ def _rename_pointer(faults: SchemaFaults, scene: Scene, parameters: Mapping[str,
 
 def _type_pointer(fault: WrongType) -> str:
     value, expected = fault.value, fault.expected
+    if isinstance(value, list | tuple) and expected.startswith("array of"):
+        return f"Write each item of {fault.argument} as {expected.removeprefix('array of ').removesuffix('s')}."
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str) == (expected == "string"):
         return f"Give {fault.argument} as {shown(value[0])}, without brackets around it."
     if isinstance(value, str) and expected != "string":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from envtune_agents.hint_rules.words import split_name
 
@@ -42,6 +43,7 @@ GIVEN_BY_USER = frozenset(
 )
 """Arguments that look like ids and that no tool can give: they are the user's own facts."""
 
+_NONE: Mapping[str, Any] = {}
 _ID_LIKE = re.compile(r"(?:^|_| )(?:ids?|token|symbol|ticker|key|uuid|reference)$|^(?:stocks?|symbols?)$")
 _LOGIN = re.compile(r"\b(?:log ?in|sign ?in|authenticate|auth|authorize|connect session)\b")
 _NOT_LOGIN = re.compile(r"\b(?:status|get|check|is|list|log ?out|sign ?out|show|verify)\b")
@@ -68,6 +70,7 @@ def login_tools(called: str, tools: Tools) -> list[str]:
     return related or (found if len(found) == 1 else [])
 
 
+@lru_cache(maxsize=4096)
 def is_login(name: str) -> bool:
     """Whether a tool's name says that it logs in."""
     words = split_name(name)
@@ -79,7 +82,7 @@ def sources_of(argument: str, called: str, tools: Tools, n: int = 2) -> list[str
     api = (tools.get(called) or {}).get("api")
     ranked: list[tuple[int, int, str]] = []
     for position, (name, tool) in enumerate(tools.items()):
-        if name == called or argument in _properties(tool.get("parameters")):
+        if name == called or not tool.get("response") or argument in _properties(tool.get("parameters")):
             continue  # a tool that asks for the value only repeats it
         rank = _rank(argument, name, tool)
         if rank is not None and (api is None or tool.get("api") == api):
@@ -105,6 +108,7 @@ def _rank(argument: str, name: str, tool: Mapping[str, Any]) -> int | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def _noun(argument: str) -> str:
     parts = [part for part in split_name(argument).split() if part not in ("id", "ids", "key", "uuid", "access")]
     return parts[-1] if parts else ""
@@ -115,8 +119,8 @@ def _has(noun: str, text: str) -> bool:
 
 
 def _properties(schema: Any) -> Mapping[str, Any]:
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    return properties if isinstance(properties, Mapping) else {}
+    properties: Any = schema.get("properties") if _is_schema(schema) else None
+    return properties if _is_schema(properties) else _NONE
 
 
 def _fields(response: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -127,5 +131,5 @@ def _fields(response: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from ((name, inner) for name, inner in _properties(schema.get("items")).items() if _is_schema(inner))
 
 
-def _is_schema(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _is_schema(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return type(value) is dict or isinstance(value, Mapping)

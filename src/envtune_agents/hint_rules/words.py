@@ -6,12 +6,23 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
+from heapq import nlargest
+from itertools import pairwise
 from typing import Any
 
 from envtune_agents.tool_schema import describe_type
 from envtune_agents.types import Scene
 
 _SHOWN_CHARS = 120
+_WORD = re.compile(r"\w+")
+_ALPHANUMERIC = re.compile(r"[a-z0-9]+")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NO_NOUNS = frozenset({"id", "ids", "name", "code", "the", "to", "from", "of"})
+
+
+_EMPTY: Mapping[str, Any] = {}
+_last_asked: tuple[str, Mapping[str, Any], str | None] = ("", _EMPTY, None)
 
 
 def argument_in(message: str, args: Mapping[str, Any]) -> str | None:
@@ -19,31 +30,60 @@ def argument_in(message: str, args: Mapping[str, Any]) -> str | None:
 
     "Invalid travel class" names travel_class, and "booking not found" names booking_id.
     """
-    repeated = [name for name, value in args.items() if len(str(value)) > 1 and str(value) in message]
+    global _last_asked
+    known_message, known_args, known = _last_asked
+    if message is known_message and args is known_args:
+        return known  # most rules ask this about the same failure
+    found = _argument_in(message, args)
+    _last_asked = (message, args, found)
+    return found
+
+
+def _argument_in(message: str, args: Mapping[str, Any]) -> str | None:
+    values = {name: str(value) for name, value in args.items()}
+    repeated = [name for name, value in values.items() if len(value) > 1 and value in message]
     if repeated:
-        return max(repeated, key=lambda name: len(str(args[name])))
-    words = set(re.findall(r"[a-z0-9]+", split_name(message)))
-    whole = [name for name in args if name.lower() in re.findall(r"\w+", message.lower())]
+        return max(repeated, key=lambda name: len(values[name]))
+    said = set(_WORD.findall(message.lower()))
+    whole = [name for name in args if name.lower() in said]
+    if whole:
+        return whole[0]
+    words = set(_ALPHANUMERIC.findall(split_name(message)))
     parts = {name: nouns for name in args if (nouns := _nouns(name)) and nouns <= words}
-    return whole[0] if whole else max(parts, key=lambda name: len(parts[name]), default=None)
+    return max(parts, key=lambda name: len(parts[name]), default=None)
 
 
 def split_name(name: str) -> str:
     """A name in lower-case words: "fuelAmount" and "fuel_amount" give "fuel amount"."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).replace("_", " ").lower()
+    return _split_short(name) if len(name) < _SHOWN_CHARS else _split(name)
 
 
-def _nouns(name: str) -> set[str]:
-    return set(split_name(name).split()) - {"id", "ids", "name", "code", "the", "to", "from", "of"}
+def _split(name: str) -> str:
+    return _CAMEL.sub(" ", name).replace("_", " ").lower()
+
+
+_split_short = lru_cache(maxsize=4096)(_split)
+
+
+def _nouns(name: str) -> frozenset[str]:
+    return frozenset(split_name(name).split()) - _NO_NOUNS
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` of the `known` names most like `name`, best first; a prefix such as "Api." is ignored."""
     by_folded = {fold(candidate): candidate for candidate in known}
-    wanted = fold(name.rsplit(".", 1)[-1])
-    near = get_close_matches(wanted, by_folded, n=n, cutoff=0.6)
+    wanted = fold(name[-_SHOWN_CHARS:].rsplit(".", 1)[-1])
+    pairs = _pairs(wanted)
+    alike = nlargest(8, by_folded, key=lambda key: len(pairs & _pairs(key)) / (len(pairs) + len(_pairs(key)) + 1))
+    near = get_close_matches(wanted, alike, n=n, cutoff=0.6)
     parts = [key for key in by_folded if len(wanted) > 2 and (wanted in key or key in wanted) and len(key) > 2]
     return [by_folded[key] for key in dict.fromkeys([*near, *parts])][:n]
+
+
+@lru_cache(maxsize=4096)
+def _pairs(folded: str) -> frozenset[str]:
+    """The pairs of neighbouring letters: a cheap measure of likeness, for choosing what to compare in earnest."""
+    return frozenset(map("".join, pairwise(folded)))
 
 
 def quoted(name: str) -> str:
@@ -70,6 +110,7 @@ def cut(text: str, chars: int = _SHOWN_CHARS) -> str:
     return text if len(text) <= chars else f"{text[: chars - 1]}…"
 
 
+@lru_cache(maxsize=4096)
 def fold(name: str) -> str:
     """A name without case and punctuation."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
@@ -98,5 +139,5 @@ def type_of(name: str, parameters: Mapping[str, Any]) -> str:
 def described(name: str, parameters: Mapping[str, Any]) -> str:
     """The description of one argument, shortened; "" without one."""
     schema = (parameters.get("properties") or {}).get(name) or {}
-    text = " ".join(str(schema.get("description") or "").split())
-    return cut(text, 240)
+    text = cut(str(schema.get("description") or ""), 240)
+    return text if not text or text[-1] in ".!?…" else f"{text}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ _ERROR_PREFIXES = (
     "exception:",
     "traceback (most recent call last)",
 )
+_MAY_SAY_NO = re.compile(r"error|status|success", re.IGNORECASE)
+"""What an answer that spells an error must hold; long answers without it need not be parsed."""
 _PARSED_CHARS = 20_000
 
 
@@ -60,7 +63,7 @@ def error_message(raw_content: str) -> str | None:
     text = raw_content.strip()
     if text[:40].lower().startswith(_ERROR_PREFIXES):
         return text
-    if text[:1] not in ("{", "["):
+    if text[:1] not in ("{", "[") or not _MAY_SAY_NO.search(text):
         return None
     return _error_in(_literal(text))
 

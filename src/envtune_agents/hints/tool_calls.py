@@ -9,16 +9,21 @@ failed call. Interrupts and `Command` results pass through untouched.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from envtune_agents.deadline import await_with_deadline, call_with_deadline
-from envtune_agents.hints.engine import HintDial, HintEngine, as_engine
+from envtune_agents.errors import HintRuleError
+from envtune_agents.hints.answers import hint_block, text_of, text_of_blocks
+from envtune_agents.hints.carried import OUTCOME_KEY, History, plain_outcome
+from envtune_agents.hints.dial import HintDial
+from envtune_agents.hints.engine import HintEngine, as_engine
 from envtune_agents.hints.failures import FailureDetector, failure_kind
 from envtune_agents.tool_schema import same_objects, tool_schemas
-from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolCall, ToolFailure
+from envtune_agents.types import CallOutcome, FailureKind, ToolCall, ToolFailure
 
 if TYPE_CHECKING:
     from langchain_core.messages import AnyMessage, InvalidToolCall, ToolMessage
@@ -26,9 +31,7 @@ if TYPE_CHECKING:
     from langgraph.prebuilt.tool_node import ToolCallRequest
 
 MAX_CONTENT_CHARS = 100_000
-OUTCOME_KEY = "outcome"
-"""Key of a tool message's `additional_kwargs` under which its outcome travels; no chat model sends it on."""
-
+Menu = TypeVar("Menu", bound=Sequence[Any])
 Answer = Any
 """What a tool call gives LangGraph: a `ToolMessage`, a `Command`, or a list of them."""
 
@@ -139,19 +142,17 @@ class OutcomeScribe:
         duration_s: float = 0.0,
         answer: ToolMessage | None = None,
     ) -> ToolMessage:
-        """The tool message for one call. Fields of `answer`, if the tool gave one, are kept."""
-        from langchain_core.messages import ToolMessage
-
+        """The tool message for one call. Fields of `answer`, if the tool gave one, are kept, content blocks too."""
         outcome = self.outcome(call, raw_content, tools, history, failure, duration_s)
         if answer is None:
-            answer = ToolMessage(
-                "", name=call.name, tool_call_id=call.call_id, status="error" if failure else "success"
-            )
-        changed: dict[str, Any] = {
-            "additional_kwargs": {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
-        }
-        if outcome.content is not raw_content or not answer.content:
+            return _tool_message(outcome, failed=failure is not None)
+        changed: dict[str, Any] = {}
+        if isinstance(answer.content, list) and outcome.hint and outcome.raw_content is raw_content:
+            changed["content"] = [*answer.content, hint_block(outcome.hint)]
+            outcome = replace(outcome, content=text_of_blocks(changed["content"]))
+        elif outcome.content is not raw_content or not answer.content:
             changed["content"] = outcome.content
+        changed["additional_kwargs"] = {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
         return answer.model_copy(update=changed)
 
     def outcome(
@@ -189,41 +190,14 @@ class OutcomeScribe:
         return f"{text[: self._max_chars]}\n{note}"
 
 
-def outcomes_in(messages: Sequence[AnyMessage]) -> list[CallOutcome]:
-    """The outcomes that a conversation's tool messages carry, oldest first."""
-    carried = (getattr(message, "additional_kwargs", {}).get(OUTCOME_KEY) for message in messages)
-    return [outcome_from(fields) for fields in carried if fields]
-
-
-def plain_outcome(outcome: CallOutcome) -> dict[str, Any]:
-    """An outcome in its plain form, which JSON and LangGraph's checkpointers know: dictionaries and text."""
-    fields = asdict(outcome)
-    if outcome.failure:
-        fields["failure"]["kind"] = outcome.failure.kind.value  # a checkpointer warns of an enum it does not know
-    return fields
-
-
-def outcome_from(fields: Mapping[str, Any]) -> CallOutcome:
-    """A `CallOutcome` from its plain form, as `plain_outcome` or JSON gives it."""
-    failure, hint = fields.get("failure"), fields.get("hint")
-    return CallOutcome(
-        name=fields["name"],
-        args=fields["args"],
-        content=fields["content"],
-        raw_content=fields["raw_content"],
-        failure=ToolFailure(FailureKind(failure["kind"]), failure["message"]) if failure else None,
-        hint=Hint(**hint) if hint else None,
-        call_id=fields.get("call_id", ""),
-        duration_s=fields.get("duration_s", 0.0),
-    )
-
-
 def failure_of(error: Exception, call: ToolCall, tools: Mapping[str, Mapping[str, Any]]) -> ToolFailure:
     """The failure that an exception out of a tool amounts to, without a traceback."""
     if isinstance(error, TimeoutError):
         return ToolFailure(FailureKind.TIMEOUT, str(error) or "no answer in time")
-    text = str(error).strip() or type(error).__name__
-    return ToolFailure(failure_kind(call, tools), text)
+    text, kind = str(error).strip(), type(error).__name__
+    if text and isinstance(error, LookupError | AttributeError | AssertionError):
+        text = f"{kind}: {text}"  # a slip inside the tool, whose text alone is a bare name
+    return ToolFailure(failure_kind(call, tools), text or kind)
 
 
 def error_text(failure: ToolFailure) -> str:
@@ -232,12 +206,27 @@ def error_text(failure: ToolFailure) -> str:
     return message if message.lower().startswith("error") else f"Error: {message}"
 
 
-def text_of(message: ToolMessage) -> str:
-    """The text of a tool message, content blocks joined."""
-    if isinstance(message.content, str):
-        return message.content
-    parts = (block if isinstance(block, str) else str(block.get("text", "")) for block in message.content)
-    return "\n".join(part for part in parts if part)
+def distinct(tools: Menu) -> Menu:
+    """The same tools. Raises HintRuleError when two share a name: only one of them could ever be called."""
+    names = Counter(str(getattr(tool, "name", None) or getattr(tool, "__name__", "")) for tool in tools)
+    doubled = [name for name, count in names.items() if count > 1]
+    if doubled:
+        raise HintRuleError(
+            f"Every tool needs a name of its own; given twice: {', '.join(doubled)}. Rename one: tool.name = '…'."
+        )
+    return tools
+
+
+def _tool_message(outcome: CallOutcome, *, failed: bool) -> ToolMessage:
+    from langchain_core.messages import ToolMessage
+
+    return ToolMessage(
+        outcome.content,
+        name=outcome.name,
+        tool_call_id=outcome.call_id,
+        status="error" if failed else "success",
+        additional_kwargs={OUTCOME_KEY: plain_outcome(outcome)},
+    )
 
 
 def _call(tool_call: Mapping[str, Any]) -> ToolCall:
@@ -248,8 +237,8 @@ def _visible(request: ToolCallRequest) -> Sequence[BaseTool]:
     return getattr(request.runtime, "tools", None) or ([request.tool] if request.tool else [])
 
 
-def _history(request: ToolCallRequest) -> list[CallOutcome]:
-    return outcomes_in(messages_in(request.state))
+def _history(request: ToolCallRequest) -> History:
+    return History(messages_in(request.state))
 
 
 def messages_in(state: Any) -> Sequence[AnyMessage]:

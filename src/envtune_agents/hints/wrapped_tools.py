@@ -9,7 +9,6 @@ one that does not parse: `hint_tool_calls`, `HintedToolNode` and `HintMiddleware
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from envtune_agents.deadline import acall_with_deadline, await_with_deadline, call_with_deadline
-from envtune_agents.hints.engine import HintDial, HintEngine, as_engine
+from envtune_agents.hints.answers import as_text, hint_block, is_blocks, text_of_blocks
+from envtune_agents.hints.dial import HintDial
+from envtune_agents.hints.engine import HintEngine, as_engine
 from envtune_agents.hints.failures import FailureDetector
-from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, Answer, OutcomeScribe, error_text
+from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, Answer, OutcomeScribe, distinct, error_text
 from envtune_agents.types import ToolCall, ToolFailure
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def with_hints(
     interrupts are raised again, `Command` results pass through. Invoked with a tool call, a tool answers with a
     `ToolMessage` whose status is "error" where LangChain would have raised, and whose
     `additional_kwargs["outcome"]` holds the outcome. Invoked with plain arguments, it answers with its own value; a
-    failure is text, or the tool's own dictionary with one more key, "hint".
+    failure is text, or the tool's own dictionary with one more key, "hint", or its own content blocks with one more.
 
     At level 0 what a tool answers is unchanged in every byte, and what it raises still becomes an answer, as with
     `hint_tool_calls`. An unknown tool never gets here: that is the business of the node or loop that looks it up.
@@ -52,7 +53,7 @@ def with_hints(
     from langchain_core.tools import BaseTool
     from langchain_core.tools import tool as as_tool
 
-    menu = tuple(tool if isinstance(tool, BaseTool) else as_tool(tool) for tool in tools)
+    menu = distinct(tuple(tool if isinstance(tool, BaseTool) else as_tool(tool) for tool in tools))
     scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
     return [_mounted(HintMount(tool, menu, scribe, call_timeout_s)) for tool in menu]
 
@@ -112,12 +113,16 @@ class HintMount:
         return self._plain(answer, call, duration_s)
 
     def _plain(self, answer: Any, call: ToolCall, duration_s: float) -> Any:
-        raw = answer if isinstance(answer, str) else _as_text(answer)
+        blocks = is_blocks(answer)
+        raw = answer if isinstance(answer, str) else text_of_blocks(answer) if blocks else as_text(answer)
         outcome = self.scribe.outcome(call, raw, self.menu, (), None, duration_s)
         if outcome.content is raw:
             return answer
-        if isinstance(answer, dict) and outcome.raw_content is raw and outcome.hint:
-            return {**answer, "hint": outcome.hint.text}
+        if outcome.hint and outcome.raw_content is raw:
+            if blocks:
+                return [*answer, hint_block(outcome.hint)]
+            if isinstance(answer, dict):
+                return {**answer, "hint": outcome.hint.text}
         return outcome.content
 
 
@@ -187,10 +192,3 @@ def _refusal(error: Exception, call: ToolCall, tool: BaseTool) -> str:
     faults: list[Any] = list(error.errors())
     from_model = [fault for fault in faults if tool._filter_injected_args({str(part): 0 for part in fault["loc"][:1]})]
     return ToolInvocationError(call.name, error, dict(call.args), from_model or faults).message  # type: ignore[arg-type]
-
-
-def _as_text(answer: Any) -> str:
-    try:
-        return json.dumps(answer, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return str(answer)

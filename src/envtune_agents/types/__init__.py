@@ -13,9 +13,11 @@ from envtune_agents.types.protocols import (
     HintRule,
     JsonValue,
     ProgressScorer,
+    ReadsReplies,
     RunsCalls,
 )
 from envtune_agents.types.records import (
+    SCHEMA_VERSION,
     TOKEN_TRACE_KEY,
     Advice,
     CallOutcome,
@@ -26,6 +28,7 @@ from envtune_agents.types.records import (
     RolloutTurn,
     Scene,
     StopReason,
+    TapeFacts,
     Task,
     Timings,
     TokenTrace,
@@ -37,6 +40,7 @@ from envtune_agents.types.records import (
 )
 
 __all__ = [
+    "SCHEMA_VERSION",
     "TOKEN_TRACE_KEY",
     "Advice",
     "CallOutcome",
@@ -48,12 +52,14 @@ __all__ = [
     "HintRule",
     "JsonValue",
     "ProgressScorer",
+    "ReadsReplies",
     "Rollout",
     "RolloutStep",
     "RolloutTurn",
     "RunsCalls",
     "Scene",
     "StopReason",
+    "TapeFacts",
     "Task",
     "Timings",
     "TokenTrace",

@@ -78,6 +78,15 @@ class DetectsFailures(Protocol):
 
 
 @runtime_checkable
+class ReadsReplies(Protocol):
+    """An environment that needs the agent's words: a simulated user, or a task whose result is an answer in text."""
+
+    def read_reply(self, text: str) -> None:
+        """The reply that ends the open turn, "" for one without words. Called once a turn, before `close_turn`."""
+        ...
+
+
+@runtime_checkable
 class RunsCalls(Protocol):
     """An environment that answers every call itself, also one to a tool that is not visible now.
 
@@ -97,6 +106,10 @@ class HintRule(Protocol):
         name = "say_please"
         def __call__(self, scene: Scene) -> Advice | None:
             return Advice("The door heard no 'please'.") if "manners" in scene.raw_content else None
+
+    Two more attributes are read where a rule has them. `training_only = True` keeps it out of production
+    (`HintEngine.for_serving`). `bounded = True` says that it always answers within microseconds: the engine then asks
+    it without a deadline.
     """
 
     @property
@@ -105,7 +118,7 @@ class HintRule(Protocol):
         ...
 
     def __call__(self, scene: Scene) -> Advice | None:
-        """Advice on this failure. Raising is recorded and never fails the call."""
+        """Advice on this failure. Raising and hanging are recorded as `CallOutcome.hint_error` and fail no call."""
         ...
 
 

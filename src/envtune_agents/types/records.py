@@ -115,6 +115,8 @@ class CallOutcome:
     call_id: str = ""
     duration_s: float = 0.0
     """Wall seconds inside the tool."""
+    hint_error: str | None = None
+    """What went wrong while a hint was looked for: which rule or detector, and how. It never touches the answer."""
 
     @property
     def call(self) -> ToolCall:
@@ -156,6 +158,11 @@ class TurnEvidence:
     """False when calls were needed in this turn and none was made."""
     judged: bool = True
     """False when the task asks for nothing in this turn; such a turn scores 1."""
+    differences: Mapping[str, str] = field(default_factory=dict)
+    """For people, where the environment can tell: name of a failed check -> what was wanted and what was found. May
+    hold ground truth; it is recorded and never shown to the model."""
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """For people, where the environment can tell: part of the world -> how this turn changed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +222,27 @@ class TokenTrace:
             constrained=bool(fields.get("constrained", False)),
         )
 
+    def as_plain(self) -> dict[str, Any]:
+        """The plain JSON form, with lists: what `from_plain` reads. `asdict` would copy every number by itself."""
+        return {
+            "prompt_token_ids": list(self.prompt_token_ids),
+            "completion_token_ids": list(self.completion_token_ids),
+            "logprobs": list(self.logprobs),
+            "text": self.text,
+            "template_hash": self.template_hash,
+            "constrained": self.constrained,
+        }
+
 
 TOKEN_TRACE_KEY = "token_trace"
 """Key of an AI message's `response_metadata` under which a `TokenTrace` travels, as plain JSON."""
 
 
 # --- the record of one episode ---
+
+SCHEMA_VERSION = 2
+"""2 added `RolloutTurn.evidence`, `Rollout.tape`, `Rollout.template_hash` and `CallOutcome.hint_error`; records of
+version 1 are read as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +274,28 @@ class RolloutTurn:
     steps: tuple[RolloutStep, ...] = ()
     score: TurnScore | None = None
     """None when the turn was cut off before it could be scored."""
+    evidence: TurnEvidence | None = None
+    """The facts the score was made from; None when the turn was cut off, and in records of version 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TapeFacts:
+    """What a check of the token tape found when the record was written; see `envtune_agents.tape`."""
+
+    branches: int = 0
+    """Unbroken runs of tokens: training rows."""
+    drifted: int = 0
+    """Model calls whose prompt did not go on exactly from the tokens sampled before."""
+    untraced: int = 0
+    """Model calls without token ids: good for SFT on text only."""
+    sampled_tokens: int = 0
+    """Tokens with loss mask 1."""
+    on_policy_tokens: int = 0
+    """Share of `sampled_tokens` that no grammar limited."""
+    broken: bool = False
+    """True when an invariant does not hold; such a record is not for training."""
+    note: str = ""
+    """Which invariant, or why there is no token to train on; "" when all is well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +344,12 @@ class Rollout:
     """What went wrong, in one line; None when nothing did."""
     usage: Usage = Usage()
     timings: Timings = Timings()
-    schema_version: int = 1
+    tape: TapeFacts | None = None
+    """None when nobody has checked the tokens yet, and in records of version 1."""
+    template_hash: str = ""
+    """Which chat template rendered the prompts; "" when the model does not say, and in records of version 1."""
+    schema_version: int = SCHEMA_VERSION
+    """The form the record was written in; `SCHEMA_VERSION` is the newest."""
 
     @property
     def solved(self) -> bool:

@@ -1,0 +1,86 @@
+"""How an outcome travels with the conversation: in plain form, inside the tool message that answered the call.
+
+In: outcomes, or messages. Out: messages' extra fields, or outcomes. What is carried is what JSON and LangGraph's
+checkpointers know, so a conversation that was saved and loaded still tells what its calls returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolFailure
+
+if TYPE_CHECKING:
+    from langchain_core.messages import AnyMessage
+
+OUTCOME_KEY = "outcome"
+"""Key of a tool message's `additional_kwargs` under which its outcome travels; no chat model sends it on."""
+
+
+def outcomes_in(messages: Sequence[AnyMessage]) -> list[CallOutcome]:
+    """The outcomes that a conversation's tool messages carry, oldest first."""
+    return [outcome_from(fields) for fields in _carried(messages)]
+
+
+def _carried(messages: Sequence[AnyMessage]) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        fields = getattr(message, "additional_kwargs", {}).get(OUTCOME_KEY)
+        if fields:
+            yield fields
+
+
+class History(Sequence[CallOutcome]):
+    """`outcomes_in(messages)`, each read when a rule first looks at it: nearly all calls need none of it."""
+
+    def __init__(self, messages: Sequence[AnyMessage]) -> None:
+        self._messages = messages
+        self._read: dict[int, CallOutcome] = {}
+
+    @cached_property
+    def _fields(self) -> list[Mapping[str, Any]]:
+        return list(_carried(self._messages))
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        if position not in self._read:
+            self._read[position] = outcome_from(self._fields[position])
+        return self._read[position]
+
+
+def plain_outcome(outcome: CallOutcome) -> dict[str, Any]:
+    """An outcome in its plain form, which JSON and LangGraph's checkpointers know: dictionaries and text."""
+    failure, hint = outcome.failure, outcome.hint
+    return {
+        "name": outcome.name,
+        "args": outcome.args,
+        "content": outcome.content,
+        "raw_content": outcome.raw_content,
+        "failure": {"kind": failure.kind.value, "message": failure.message} if failure else None,
+        "hint": {"rule": hint.rule, "level": hint.level, "text": hint.text} if hint else None,
+        "call_id": outcome.call_id,
+        "duration_s": outcome.duration_s,
+        "hint_error": outcome.hint_error,
+    }
+
+
+def outcome_from(fields: Mapping[str, Any]) -> CallOutcome:
+    """A `CallOutcome` from its plain form, as `plain_outcome` or JSON gives it."""
+    failure, hint = fields.get("failure"), fields.get("hint")
+    return CallOutcome(
+        name=fields["name"],
+        args=fields["args"],
+        content=fields["content"],
+        raw_content=fields["raw_content"],
+        failure=ToolFailure(FailureKind(failure["kind"]), failure["message"]) if failure else None,
+        hint=Hint(**hint) if hint else None,
+        call_id=fields.get("call_id", ""),
+        duration_s=fields.get("duration_s", 0.0),
+        hint_error=fields.get("hint_error"),
+    )
