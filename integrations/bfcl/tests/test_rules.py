@@ -1,20 +1,21 @@
-"""BFCL's hint rules: what they cover, that level 0 is silent, and that they leak nothing."""
+"""BFCL's hint rules: what they cover, and that level 0 is silent. `test_leaks.py` holds that they leak nothing."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
+from envtune_agents.graph import build_agent_graph
 from envtune_agents.hint_rules import DEFAULT_RULES, DeclaredRule
-from envtune_agents.hints import HintEngine, tool_schemas
-from envtune_agents.types import CallOutcome, Task
-from envtune_bfcl import BFCL_RULES, BfclEnvironment, load_tasks, try_calls
+from envtune_agents.hints import HintDial, HintEngine, outcomes_in, tool_schemas
+from envtune_agents.testing import ScriptedChatModel
+from envtune_agents.types import CallOutcome, Task, ToolCall
+from envtune_bfcl import BFCL_RULES, BfclEnvironment, load_task, load_tasks, parse_call, try_calls
 from envtune_bfcl.environment import task_source
 from envtune_bfcl.rules import hint_rules
 
@@ -29,7 +30,7 @@ FAILING: list[tuple[str, list[str], str]] = [
     ("GorillaFileSystem", ["cd(folder='a/b')"], "one level at a time"),
     ("GorillaFileSystem", ["cd(folder='nope')"], "Call ls"),
     ("GorillaFileSystem", ["cp(source='nope', destination='x')"], "Call ls"),
-    ("GorillaFileSystem", ["diff(file_name1='nope', file_name2='x')"], "Call ls"),
+    ("GorillaFileSystem", ["diff(file_name1='nope', file_name2='x')"], "One of file_name1 and file_name2"),
     ("GorillaFileSystem", ["echo(content='x', file_name='no.txt')"], "Create the file with touch"),
     ("GorillaFileSystem", ["find(path='nope', name='x')"], "existing folder"),
     ("GorillaFileSystem", ["find(path='.', name='zzzzzz')"], "shorter part of the name"),
@@ -45,7 +46,7 @@ FAILING: list[tuple[str, list[str], str]] = [
         "is an existing file",
     ),
     ("VehicleControlAPI", ["lockDoors(unlock=True, door=['driver'])", START], "Call lockDoors"),
-    ("VehicleControlAPI", [DOORS, START], "pressBrakePedal with pedalPosition=1.0"),
+    ("VehicleControlAPI", [DOORS, START], "pressBrakePedal with pedalPosition=1,"),
     ("VehicleControlAPI", [DOORS, "pressBrakePedal(pedalPosition=0.5)", START], "fully pressed"),
     ("VehicleControlAPI", ["setCruiseControl(speed=65, activate=True, distanceToNextVehicle=10)"], "startEngine first"),
     ("VehicleControlAPI", ["fillFuelTank(fuelAmount=-3)"], "0 or more"),
@@ -70,6 +71,7 @@ FAILING: list[tuple[str, list[str], str]] = [
         "exactly as listed: first",
     ),
     ("TravelAPI", ["get_booking_history(access_token='x')"], "Call authenticate_travel first"),
+    ("TravelAPI", ["retrieve_invoice(access_token='x')"], "Call authenticate_travel first"),
     ("TravelAPI", ["contact_customer_support(booking_id='1', message='x')"], "get_booking_history"),
     ("TravelAPI", ["compute_exchange_rate(base_currency='usd', target_currency='EUR', value=1.0)"], "in capitals"),
     (
@@ -89,6 +91,7 @@ FAILING: list[tuple[str, list[str], str]] = [
     ("MessageAPI", ["get_user_id(user='Nobody')"], "list_users"),
     ("MessageAPI", ["message_login(user_id='USR999')"], "get_user_id"),
     ("MessageAPI", [LOGIN, "send_message(receiver_id='Bob', message='x')"], "get_user_id"),
+    ("MessageAPI", [LOGIN, f"send_message(receiver_id='{'x' * 200}', message='x')"], "get_user_id"),
     ("MessageAPI", [LOGIN, "delete_message(receiver_id='USR999')"], "view_messages_sent"),
     ("MessageAPI", [LOGIN, "search_messages(keyword='zzzz')"], "shorter keyword"),
     ("MessageAPI", ["add_contact(user_name='Zed')", "add_contact(user_name='Zed')"], "get_user_id"),
@@ -102,7 +105,8 @@ FAILING: list[tuple[str, list[str], str]] = [
     ("MathAPI", ["mean(numbers=[])"], "at least one number"),
     ("MathAPI", ["divide(a=1.0, b=0.0)"], "must not be 0"),
     ("MathAPI", ["square_root(number=-1.0, precision=3)"], "0 or more"),
-    ("MathAPI", ["si_unit_conversion(value=1.0, unit_in='mi', unit_out='km')"], "km, m, cm"),
+    ("MathAPI", ["si_unit_conversion(value=1.0, unit_in='mi', unit_out='km')"], "Write the symbols"),
+    ("MathAPI", ["imperial_si_conversion(value=1.0, unit_in='stone', unit_out='kg')"], "Write the symbols"),
     ("MathAPI", ["power(base=10.0, exponent=400.0)"], "small enough"),
 ]
 
@@ -183,11 +187,11 @@ def test_every_tool_and_argument_that_a_rule_speaks_about_exists() -> None:
 
 
 def test_a_held_out_tool_is_never_named() -> None:
-    """Over all miss_func tasks: replays each failure of FAILING whose tool is visible against that task's menu."""
+    """Every fifth miss_func task: each failure of FAILING whose tool is visible, replayed against that task's menu."""
     failures = [(api, last(api, calls, 0)) for api, calls, _ in FAILING]
     engine = HintEngine(hint_rules())
     asked = 0
-    for task in load_tasks("all", "miss_func"):
+    for task in load_tasks("all", "miss_func")[::5]:
         visible = _schemas(task)
         held = {name for names in task.data["missed_function"].values() for name in names}
         assert held
@@ -201,52 +205,40 @@ def test_a_held_out_tool_is_never_named() -> None:
             named = set(re.findall(r"\w+", got.hint.text)) & held - own
             assert not named, (task.task_id, got.hint)
             asked += 1
-    assert asked > 1_000
-
-
-def test_no_hint_holds_a_ground_truth_value_that_the_agent_has_not_seen() -> None:
-    """What the agent has seen: the user message, the tools' docs, the raw answers so far and its own calls.
-
-    Every argument value of the task's ground truth that is not in there must not be in a hint either, as a whole word
-    or number. The failures are those of FAILING, played on the task itself.
-    """
-    checked = 0
-    for task in load_tasks("all", "base")[::8]:
-        for api, calls, _ in FAILING:
-            if api not in task.data["involved_classes"]:
-                continue
-            outcomes = try_calls(task, calls, hint_level=3)
-            seen = _tokens(
-                [task.turns[0], json.dumps(_schemas(task), default=str), *calls, *(one.raw_content for one in outcomes)]
-            )
-            secret = {value for value in _ground_truth_values(task) if not _tokens([value]) <= seen}
-            for outcome in outcomes:
-                said = outcome.hint.text if outcome.hint else ""
-                leaked = [value for value in secret if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", said)]
-                assert not leaked, (task.task_id, outcome.hint)
-                checked += len(secret) if said else 0
-    assert checked > 1_000
-
-
-def test_the_leak_check_can_fail() -> None:
-    task = base_tasks()["GorillaFileSystem"]
-    assert any(not _tokens([value]) <= _tokens([task.turns[0]]) for value in _ground_truth_values(task))
+    assert asked > 300
 
 
 def _schemas(task: Task) -> dict[str, dict[str, Any]]:
     return tool_schemas(BfclEnvironment(task).tools())
 
 
-def _tokens(texts: list[str]) -> set[str]:
-    """Words and numbers; 1.0 and 1 are the same number."""
-    return {word.removesuffix(".0") for text in texts for word in re.findall(r"\d+(?:\.\d+)?|\w+", text)}
+@pytest.mark.parametrize("task_id", ["multi_turn_base_0", "multi_turn_miss_func_12", "multi_turn_long_context_51"])
+def test_hints_never_touch_the_verdict(task_id: str) -> None:
+    """Right and spoilt trajectories, played through the graph: the same scores and raw answers at every level."""
+    task = load_task(task_id)
+    right = [[parse_call(text) for text in calls] for calls in task.data["ground_truth"]]
+    spoilt = [[ToolCall("cd", {"folder": "./nowhere"}), *calls[:-1], ToolCall("nothing")] for calls in right]
+    noisy = [[ToolCall("nothing"), *calls] for calls in right]
+    for trajectory, solved in ((right, True), (spoilt, False), (noisy, True)):
+        played = [_played(task, trajectory, level) for level in range(4)]
+        assert played[0][0] == played[1][0] == played[2][0] == played[3][0]
+        assert played[0][1] == played[3][1]
+        assert all(score == 1.0 for score in played[0][0]) is solved
+        assert (played[3][2] > 0) is (trajectory is not right)
+        assert played[0][2] == 0
 
 
-def _ground_truth_values(task: Task) -> set[str]:
-    return {value for turn in task.data["ground_truth"] for call in turn for value in _constants(call) if value}
+def _played(task: Task, turns: list[list[ToolCall]], level: int) -> tuple[list[float], list[str], int]:
+    """Scores by turn, raw answers, and the number of hints."""
+    script = [reply for calls in turns for reply in (*(_asks(call) for call in calls), AIMessage("Done."))]
+    hints = HintEngine(hint_rules(), HintDial(level))
+    graph = build_agent_graph(ScriptedChatModel(script=script), BfclEnvironment(task), hints=hints, call_timeout_s=None)
+    state = graph.invoke({}, {"recursion_limit": 1_000})
+    outcomes = outcomes_in(state["messages"])
+    assert all(one.content == one.raw_content for one in outcomes if one.hint is None)
+    raw = [one.raw_content for one in outcomes]
+    return [score["value"] for score in state["scores"]], raw, sum(one.hint is not None for one in outcomes)
 
 
-def _constants(call: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(call)):
-        if isinstance(node, ast.Constant) and not isinstance(node.value, bool) and node.value is not None:
-            yield str(node.value)
+def _asks(call: ToolCall) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": call.name, "args": dict(call.args), "id": "1"}])

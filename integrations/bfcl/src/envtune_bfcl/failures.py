@@ -36,6 +36,7 @@ _FOUND_NOTHING = {
     "filter_stocks_by_price": "filtered_stocks",
     "find": "matches",
     "get_available_stocks": "stock_list",
+    "get_user_tickets": "",
     "get_user_tweets": "",
     "grep": "matching_lines",
     "search_messages": "results",
@@ -54,6 +55,8 @@ def detect_failure(call: ToolCall, raw_content: str) -> ToolFailure | None:
     """
     if call.name in _REFUSED:
         return _refusal(raw_content, *_REFUSED[call.name])
+    if call.name == "get_user_tickets" and not call.args.get("status"):
+        return None  # having no ticket at all is a fact; finding none by a status is a search
     if call.name in _FOUND_NOTHING:
         field = _FOUND_NOTHING[call.name]
         answer = _parsed(raw_content) if len(raw_content) < 200 else None
