@@ -5,7 +5,9 @@
 The trajectories are the ground truths of N entries of each category and simple mutations of them, made here; or those
 of a file with one JSON object `{"id": …, "traj": [turn][step][call text]}` a line. Both sides judge the same blocks of
 trajectories in turn, the official one under a fresh model name for each trajectory because it keeps its instances; the
-table gives the medians over the blocks. Our first, cold pass works out each task's ground truth and has its own row.
+table gives the medians over the blocks. The official checker stops at the first failing turn, and so does `replay` when
+only the verdict is asked for; the row "every turn" also asks for the scores of the turns after it. Our first, cold pass
+loads each scenario and works out its ground truth.
 Needs the official checker: pip install --no-deps bfcl-eval==2026.3.23, pip install mpmath.
 """
 
@@ -46,6 +48,13 @@ def official(task: Task, calls: Trajectory) -> tuple[bool, str | None]:
 def ours(task: Task, calls: Trajectory) -> tuple[bool, str | None]:
     """Our verdict."""
     result = replay(task, calls)
+    return result.valid, result.error_type
+
+
+def every_turn(task: Task, calls: Trajectory) -> tuple[bool, str | None]:
+    """Our verdict, with the scores of all turns."""
+    result = replay(task, calls)
+    assert len(result.turn_scores) == len(task.turns)
     return result.valid, result.error_type
 
 
@@ -99,22 +108,25 @@ def main() -> None:
     cases = read_cases(options.oracle) if options.oracle else made_cases(options.entries)
     blocks = [cases[start :: options.blocks] for start in range(options.blocks)]
     cold_s = sum(judge_all(ours, block)[0] for block in blocks)
-    rates: dict[str, list[float]] = {"official": [], "ours": []}
+    rates: dict[str, list[float]] = {"official": [], "verdict": [], "every turn": []}
     equal = 0
     for block in blocks:
         official_s, expected = judge_all(official, block)
         forget_instances()
         ours_s, found = judge_all(ours, block)
-        equal += sum(a == b for a, b in zip(expected, found, strict=True))
+        every_s, again = judge_all(every_turn, block)
+        equal += sum(a == b == c for a, b, c in zip(expected, found, again, strict=True))
         rates["official"].append(len(block) / official_s)
-        rates["ours"].append(len(block) / ours_s)
+        rates["verdict"].append(len(block) / ours_s)
+        rates["every turn"].append(len(block) / every_s)
 
     middle = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{len(cases)} trajectories, {options.blocks} blocks; equal verdicts: {equal}")
     print(f"{'':28}{'per CPU second':>16}{'ratio':>8}")
     print(f"{'official checker':28}{middle['official']:16.0f}{1:8.1f}")
     print(f"{'replay, first pass':28}{len(cases) / cold_s:16.0f}{len(cases) / cold_s / middle['official']:8.1f}")
-    print(f"{'replay':28}{middle['ours']:16.0f}{middle['ours'] / middle['official']:8.1f}")
+    for name in ("every turn", "verdict"):
+        print(f"{f'replay, {name}':28}{middle[name]:16.0f}{middle[name] / middle['official']:8.1f}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,21 @@ def test_tools_are_valid_json_schema_and_keep_the_docs():
             assert tool.description
 
 
+def test_schemas_are_shared_and_showing_them_to_a_model_changes_none():
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+
+    from envtune_agents.hints import tool_schemas
+
+    first, second = (BfclEnvironment(load_task("multi_turn_base_0")).tools() for _ in range(2))
+    before = [json.dumps([tool.args_schema, tool.metadata]) for tool in first]
+    assert all(a.args_schema is b.args_schema for a, b in zip(first, second, strict=True))
+    shown = [convert_to_openai_tool(tool, strict=True) for tool in first]
+    shown += [convert_to_openai_tool(tool) for tool in first]
+    assert tool_schemas(second)
+    assert len(shown) == 2 * len(first)
+    assert [json.dumps([tool.args_schema, tool.metadata]) for tool in second] == before
+
+
 def test_types_defaults_and_items_survive():
     schema = tool(opened("multi_turn_base_0"), "tail").args_schema
     assert schema["properties"]["lines"]["type"] == "integer"

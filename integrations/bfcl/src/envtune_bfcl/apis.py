@@ -7,7 +7,6 @@ without either seeing the other. The copies own everything their calls can chang
 from __future__ import annotations
 
 import builtins
-import copy
 import decimal
 import inspect
 import json
@@ -17,20 +16,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from importlib.machinery import SourceFileLoader
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from envtune_agents.errors import require
+from envtune_bfcl.copies import Instance, SleepingRandom
 from envtune_bfcl.data import API_FILES, INSTALL, package_folder
 
 _SOURCE_PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
 STATELESS = "MathAPI"
 _MAX_DIGITS = 100_000
 """Largest precision that MathAPI may compute with; the official executor tries any."""
-
-Instance = Any
-"""An object of one of the official classes, which have no type of their own to name here."""
-
 
 # --- the official classes ---
 
@@ -52,9 +49,24 @@ def api_methods(api: str) -> dict[str, Method]:
 
 
 def _method(api: str, function: FunctionType) -> Method:
-    lists = any(isinstance(default, list | dict | set) for default in function.__defaults__ or ())
-    names = function.__code__.co_names
-    return Method(api, function, lists, tuple(n for n in names if isinstance(function.__globals__.get(n), dict)))
+    defaults, code = function.__defaults__ or (), function.__code__
+    parameters = code.co_varnames[1 : code.co_argcount]
+    flexible = code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    return Method(
+        api,
+        function,
+        None if flexible else parameters,
+        required=frozenset(parameters[: len(parameters) - len(defaults)]),
+        default_lists=any(isinstance(default, list | dict | set) for default in defaults),
+        global_dicts=tuple(name for name in code.co_names if isinstance(function.__globals__.get(name), dict)),
+    )
+
+
+class _Source(SourceFileLoader):
+    """Reads the compiled form beside an installed file where there is one, and never writes it."""
+
+    def set_data(self, *_: Any, **__: Any) -> None:
+        """Leave the folder as it is."""
 
 
 @cache
@@ -62,8 +74,10 @@ def _source_module(stem: str) -> ModuleType:
     path = package_folder() / "eval_checker" / "multi_turn_eval" / "func_source_code" / f"{stem}.py"
     module = ModuleType(f"{__name__}.{stem}")
     module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
-    # Compiled here and not by importlib, which would look up and write __pycache__ beside the installed file.
-    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+    code = _Source(stem, str(path)).get_code(stem)
+    if code is None:
+        raise ImportError(f"{path} has no code")
+    exec(code, module.__dict__)
     return module
 
 
@@ -83,51 +97,74 @@ class Method:
 
     api: str
     function: FunctionType
+    parameters: tuple[str, ...] | None
+    """Names in order, without `self`; None for a method with `*`, `**` or keyword-only ones."""
+    required: frozenset[str]
+    """The parameters without a default."""
     default_lists: bool
     """Has defaults that can change. Python makes those once for a process; a world has its own."""
     global_dicts: tuple[str, ...]
     """Module-level dictionaries it uses. `get_outside_temperature_from_google` writes to one; a world has its own."""
 
+    def takes(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """False when Python refuses these arguments before the first line of the method."""
+        if self.parameters is None:
+            return True
+        given, free = self.parameters[: len(args)], self.parameters[len(args) :]
+        fits = len(args) <= len(self.parameters) and all(name in free for name in kwargs)
+        return fits and self.required.issubset((*given, *kwargs))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """A freshly loaded instance of one API class, which worlds copy and nobody changes. Equal to itself only."""
+
+    api: str
+    instance: Instance
+    shared_cards: Mapping[str, Mapping[str, Any]]
+    """Long-context credit cards that official instances of one process share, in their first state."""
+    long_context: bool
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Freshly loaded instances of a task's APIs, which worlds copy and nobody changes."""
+    """What a task starts from."""
 
-    templates: Mapping[str, Instance]
-    """Instance by class name, in the task's order."""
+    templates: Mapping[str, Template]
+    """Template by class name, in the task's order."""
     methods: Mapping[str, Method]
     """The callable methods by name; of two APIs with one method name the later wins, as in BFCL."""
-    shared_cards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Long-context credit cards that official instances of one process share, in their first state."""
     long_json: Mapping[int, str] = field(default_factory=dict)
     """JSON of the long-context lists and texts by id: up to 2,000 numbers that many answers repeat."""
 
 
 def load_scenario(initial_config: Mapping[str, Any], apis: Sequence[str], *, long_context: bool) -> Scenario:
     """The starting point of a task."""
-    templates = {api: _loaded(api, json.dumps(initial_config.get(api, {})), long_context) for api in apis}
-    methods = {name: method for api in apis for name, method in api_methods(api).items()}
-    if not long_context:
-        return Scenario(templates, methods)
-    return Scenario(templates, methods, _shared_cards(templates), _long_json())
+    return scenario_of([_loaded(api, json.dumps(initial_config.get(api, {})), long_context) for api in apis])
+
+
+def scenario_of(templates: Sequence[Template]) -> Scenario:
+    """The scenario that starts from these templates."""
+    methods = {name: method for template in templates for name, method in api_methods(template.api).items()}
+    long_json = _long_json() if any(template.long_context for template in templates) else {}
+    return Scenario({template.api: template for template in templates}, methods, long_json)
 
 
 @lru_cache(maxsize=1024)
-def _loaded(api: str, config_json: str, long_context: bool) -> Instance:
+def _loaded(api: str, config_json: str, long_context: bool) -> Template:
     """A template. Three of the four entries of a number begin alike, and loading costs more than all their calls."""
     instance: Instance = api_class(api)()
     if api != STATELESS:
         instance._load_scenario(json.loads(config_json), long_context=long_context)
     for name, value in vars(instance).items():
         if type(value) is random.Random:
-            setattr(instance, name, _SleepingRandom(value.getstate()))
-    return instance
+            setattr(instance, name, SleepingRandom(value))
+    cards = _shared_cards(instance) if api == "TravelAPI" and long_context else {}
+    return Template(api, instance, cards, long_context)
 
 
-def _shared_cards(templates: Mapping[str, Instance]) -> dict[str, dict[str, Any]]:
-    if "TravelAPI" not in templates:
-        return {}
-    cards, extension = templates["TravelAPI"].credit_card_list, _source_module("long_context").CREDIT_CARD_EXTENSION
+def _shared_cards(travel: Instance) -> dict[str, dict[str, Any]]:
+    cards, extension = travel.credit_card_list, _source_module("long_context").CREDIT_CARD_EXTENSION
     return {card: dict(info) for card, info in extension.items() if cards[card] is info}
 
 
@@ -136,74 +173,6 @@ def _long_json() -> dict[int, str]:
     constants = [value for value in vars(_source_module("long_context")).values() if isinstance(value, list | str)]
     plain = [value for value in constants if all(isinstance(item, str | float) for item in value)]  # one holds `...`
     return {id(value): json.dumps(value) for value in plain if len(value) > 100}
-
-
-# --- copies ---
-
-
-def copy_instance(instance: Instance) -> Instance:
-    """An independent copy of a loaded instance."""
-    new = object.__new__(type(instance))
-    vars(new).update(copied(instance))
-    if "_current_dir" in vars(instance):
-        new._current_dir = new.root  # a loaded file system starts at its root
-    return new
-
-
-def copied(instance: Instance) -> dict[str, Any]:
-    """An independent copy of an instance's attributes."""
-    attributes = vars(instance).copy()
-    attributes.pop("_current_dir", None)
-    for name, value in attributes.items():
-        if type(value) not in _PLAIN:
-            attributes[name] = copy_value(value)
-    return attributes
-
-
-def copy_value(value: Any) -> Any:
-    """An independent copy of plain data, of a random generator, or of a file system's tree."""
-    kind = type(value)
-    if kind is dict:
-        return {key: item if type(item) in _PLAIN else copy_value(item) for key, item in value.items()}
-    if kind is list:
-        return [item if type(item) in _PLAIN else copy_value(item) for item in value]
-    if kind is _SleepingRandom:
-        return _SleepingRandom(value.state)
-    if kind.__name__ == "Directory":
-        return _copy_directory(value, None)
-    return copy.deepcopy(value) if kind not in _PLAIN else value
-
-
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-
-
-def _copy_directory(directory: Any, parent: Any) -> Any:
-    new = object.__new__(type(directory))
-    new.name, new.parent = directory.name, parent
-    new.contents = contents = {}
-    for name, item in directory.contents.items():
-        if type(item) is type(directory):
-            contents[name] = _copy_directory(item, new)
-        else:
-            contents[name] = file = object.__new__(type(item))
-            file.__dict__ = item.__dict__.copy()
-    return new
-
-
-class _SleepingRandom:
-    """A random generator that is made only when it is asked for a number; at rest it is its state."""
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-    def __getattr__(self, name: str) -> Any:
-        """Called for a name that is not there yet, so once for each method of the generator."""
-        if "awake" not in vars(self):
-            self.awake = random.Random(0)
-            self.awake.setstate(self.state)
-        method = getattr(self.awake, name)
-        setattr(self, name, method)
-        return method
 
 
 # --- arithmetic that could run for ever, or change this process ---

@@ -11,7 +11,7 @@ import ast
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -121,6 +121,27 @@ def prepare(text: str, instance_of: Callable[[str], str | None]) -> Prepared:
     rewritten = _CALLED_NAME.sub(lambda found: _with_instance(found[1], instance_of), text)
     _refuse(rewritten)
     return Prepared("", _tree(rewritten))
+
+
+def plain_call(text: str) -> Prepared | None:
+    """The call of a plain text `name(…)`, whose meaning is the same in every world; None for any other text."""
+    try:
+        return _plain(text) if len(text) <= _CACHED_CHARS else _read_plain(text)
+    except Exception:
+        return None
+
+
+def parsed_arguments(text: str) -> tuple[str, Sequence[Any], Mapping[str, Any]] | None:
+    """Name, positional and named arguments of a plain text; None where it is none, or they are not all literals."""
+    call = plain_call(text)
+    if call is None:
+        return None
+    if call.kwargs is not None:
+        return call.method, call.args, call.kwargs
+    try:
+        return (call.method, *arguments(call.node, _no_calls)) if isinstance(call.node, ast.Call) else None
+    except Exception:
+        return None
 
 
 def _with_instance(name: str, instance_of: Callable[[str], str | None]) -> str:

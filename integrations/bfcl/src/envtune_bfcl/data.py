@@ -166,6 +166,25 @@ def data_hash() -> str:
     return digest.hexdigest()
 
 
+def checker_hash() -> str:
+    """sha256 over the official checker and the sources of its eight API classes, as installed."""
+    folder = package_folder() / "eval_checker" / "multi_turn_eval"
+    stems = [*API_FILES.values(), "long_context"]
+    digest = hashlib.sha256()
+    for name in ("multi_turn_checker", "multi_turn_utils", *(f"func_source_code/{stem}" for stem in stems)):
+        digest.update((folder / f"{name}.py").read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()
+
+
+def fingerprint() -> dict[str, str]:
+    """What decides a verdict: the installed release, the hash of its 800 entries and the hash of its checker."""
+    try:
+        release = importlib.metadata.version("bfcl-eval")
+    except importlib.metadata.PackageNotFoundError:
+        release = "unknown"
+    return {"bfcl-eval": release, "bfcl_data": data_hash(), "bfcl_checker": checker_hash()}
+
+
 def _clusters() -> list[list[int]]:
     home = {number: number for number in range(200)}
     first_with: dict[str, int] = {}

@@ -7,15 +7,17 @@ In: a task of `load_tasks`. Out: user messages, tools and `TurnEvidence`. Turns 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from envtune_agents.errors import EnvironmentStateError, TaskError
 from envtune_agents.types import CallOutcome, FailureKind, JsonValue, Task, ToolCall, ToolFailure, TurnEvidence
 from envtune_bfcl.calls import call_text, called_name, parse_call
-from envtune_bfcl.data import Entry, function_docs, load_tasks
+from envtune_bfcl.data import API_FILES, Entry, function_docs, load_tasks
+from envtune_bfcl.explain import changes, explained, looked_at
 from envtune_bfcl.failures import detect_failure
-from envtune_bfcl.verdicts import Play
+from envtune_bfcl.play import Play
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -40,6 +42,7 @@ class BfclEnvironment:
         self._task = task
         self._play = Play(task)
         self._open = False
+        self._before: Mapping[str, Mapping[str, Any]] = {}
         self._tools: tuple[frozenset[str], list[BaseTool]] | None = None
 
     @property
@@ -55,13 +58,18 @@ class BfclEnvironment:
             return None
         self._play.open_turn()
         self._open = True
+        self._before = looked_at(self._play, copy=True)
         return self._task.turns[self._turn]
 
     def close_turn(self) -> TurnEvidence:
-        """The facts of the open turn: one state check for each API class, one response check for each needed result."""
+        """The facts of the open turn: one state check for each API class, one response check for each needed result.
+
+        `differences` and `changes` say for people what failed and what the turn changed.
+        """
         self._require_open("close_turn()")
         self._open = False
-        return self._play.close_turn()
+        evidence = explained(self._play, self._play.close_turn())
+        return replace(evidence, changes=changes(self._before, looked_at(self._play)))
 
     def tools(self) -> Sequence[BaseTool]:
         """The tools visible in this turn, in the official order; before the first turn those of the first turn.
@@ -160,14 +168,22 @@ def parameters_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool(env: BfclEnvironment, api: str, doc: Entry) -> BaseTool:
     name: str = doc["name"]
+    parameters, response = _schemas(api)[name]
     tool: BaseTool = _tool_class()(
         name=name,
         description=doc["description"],
-        args_schema=parameters_schema(doc["parameters"]),
-        metadata={"response": parameters_schema(doc["response"]), "api": api},
+        args_schema=parameters,
+        metadata={"response": response, "api": api},
         func=lambda args: env.run_call(ToolCall(name, args)),
     )
     return tool
+
+
+@lru_cache(maxsize=len(API_FILES))
+def _schemas(api: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """JSON Schemas of parameters and answer by tool name, made once: thousands of live environments share them."""
+    docs = function_docs(api)
+    return {doc["name"]: (parameters_schema(doc["parameters"]), parameters_schema(doc["response"])) for doc in docs}
 
 
 @lru_cache(maxsize=1)
@@ -224,6 +240,18 @@ def _read(text: str) -> tuple[ToolCall, ToolFailure | None]:
 def task_source() -> TaskSource:
     """BFCL for the command line: what the entry point "bfcl" of `envtune_agents.task_sources` gives."""
     from envtune_agents.task_source import TaskSource
+    from envtune_bfcl.data import fingerprint
+    from envtune_bfcl.labels import unsolvable
+    from envtune_bfcl.results import export_results, official_verdict
     from envtune_bfcl.rules import hint_rules
 
-    return TaskSource(load=load_tasks, environment=BfclEnvironment, rules=hint_rules)
+    return TaskSource(
+        load=load_tasks,
+        environment=BfclEnvironment,
+        rules=hint_rules,
+        judge=official_verdict,
+        malformed_ends_turn=True,
+        flagged=unsolvable,
+        fingerprint=fingerprint,
+        export=export_results,
+    )
