@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from envtune_agents.engine import Engine, GenerationRequest, GenerationResult, TokenEvent
 from envtune_agents.engine.text import Detokenizer, StopText
-from envtune_agents.errors import ContextOverflowError, WeightsError
+from envtune_agents.errors import ContextOverflowError, RequestError, WeightsError
 from envtune_agents.testing.tiny import tiny_qwen
 from envtune_agents.weights import Weights, load_weights
 
@@ -82,13 +83,14 @@ def test_conversations_that_share_a_beginning_share_its_cost(engine: Engine) -> 
 
 
 def test_a_sliding_window_model_is_right_too(tmp_path: Path) -> None:
-    """Its past cannot be cut, so only a prompt that continues the whole of it is cached."""
+    """Its past cannot be cut, so only a prompt that continues the whole of it is cached, and nothing is batched."""
     folder = tiny_qwen(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config |= {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}
     (folder / "config.json").write_text(json.dumps(config))
     engine = Engine(lambda: load_weights(folder, "fp32"))
     prompt = ids(engine, CHAT)
+    assert not engine.batches
     first, again = (engine.generate(GenerationRequest(prompt, max_new_tokens=10)) for _ in range(2))
     longer = (*prompt, *first.token_ids, *prompt)
     continued = engine.generate(GenerationRequest(longer, max_new_tokens=10))
@@ -195,10 +197,21 @@ def test_a_prompt_that_does_not_fit_says_what_to_do(engine: Engine) -> None:
     assert len(engine.generate(GenerationRequest((1,) * (limit - 3), max_new_tokens=50)).token_ids) <= 3
 
 
-def test_an_empty_prompt_is_refused_and_the_engine_lives_on(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="no token"):
-        engine.generate(GenerationRequest(()))
-    assert engine.generate(GenerationRequest((1,), max_new_tokens=1)).token_ids
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"prompt_ids": ()},
+        {"max_new_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(setting: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=rf"{next(iter(setting))} is .*wanted"):
+        GenerationRequest(**({"prompt_ids": (1,)} | setting))
 
 
 def test_a_failed_load_is_raised_to_everyone(tmp_path: Path) -> None:
@@ -238,12 +251,16 @@ async def test_a_cancelled_task_frees_the_engine_and_its_prompt_stays_cached(eng
 
 
 async def test_a_request_cancelled_in_the_queue_is_never_run(engine: Engine) -> None:
-    prompt = ids(engine, CHAT)
-    first = asyncio.create_task(engine.agenerate(GenerationRequest(prompt, max_new_tokens=50)))
-    second = asyncio.create_task(engine.agenerate(GenerationRequest((9, 8, 7), max_new_tokens=50)))
+    await engine.aweights()
+    gate = threading.Event()
+    held = asyncio.create_task(engine.arun(lambda _: gate.wait(10)))
     await asyncio.sleep(0)
-    second.cancel()
-    await first
+    task = asyncio.create_task(engine.agenerate(GenerationRequest((9, 8, 7), max_new_tokens=50)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    gate.set()
+    assert await held
     assert (await engine.agenerate(GenerationRequest((9, 8, 7, 6), max_new_tokens=1))).cached_tokens == 0
 
 
@@ -308,4 +325,29 @@ def test_the_demo_model_equals_generate() -> None:
     result = engine.generate(GenerationRequest(prompt, max_new_tokens=16))
     assert list(result.token_ids) == reference(engine.weights, prompt, 16)
     assert result.text.strip()
+    engine.close()
+
+
+async def test_a_model_served_alone_answers_many_callers_too(tmp_path: Path) -> None:
+    folder = tiny_qwen(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = Engine(lambda: load_weights(folder, "fp32"))
+    await engine.aweights()
+    prompts = [ids(engine, CHAT * 3)[:length] for length in (5, 20, 60)]
+    stream = engine.astream(GenerationRequest(prompts[0], max_new_tokens=500))
+    await anext(stream)
+    await stream.aclose()
+    answers = await asyncio.gather(
+        engine.agenerate(GenerationRequest((10**6,))),
+        *(engine.agenerate(GenerationRequest(prompt, max_new_tokens=9)) for prompt in prompts),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], RequestError)
+    for prompt, answer in zip(prompts, answers[1:], strict=True):
+        assert isinstance(answer, GenerationResult)
+        assert list(answer.token_ids) == reference(engine.weights, prompt, 9)
+    engine.clear_cache()
+    assert (await engine.agenerate(GenerationRequest(prompts[2], max_new_tokens=1))).cached_tokens == 0
     engine.close()

@@ -52,6 +52,8 @@ def shared_engine(key: EngineKey) -> Engine:
     """
     with _lock:
         engine = _engines.get(key)
+        if engine is not None and engine.failed:
+            engine.close()
         if engine is None or engine.failed:
             engine = _engines[key] = Engine(lambda: _load(key), cache_bytes=key.cache_bytes)
         return engine

@@ -85,6 +85,10 @@ class Slot:
         """False for sliding-window and linear-attention models, whose past cannot be cut or copied at any length."""
         layers: list[Any] = [GrowingLayer(capacity) for _ in plain.layers]
         self.cache: Cache = Cache(layers=layers) if self.can_share else plain
+        self.adapter: str | None = None
+        """The LoRA adapter that was active while it was read."""
+        self.stale = False
+        """True when the weights changed since it was begun: it is not kept then."""
 
     @property
     def nbytes(self) -> int:
@@ -117,12 +121,19 @@ class PrefixCache:
         self._max_bytes = max_bytes
         self._slots: list[Slot] = []
 
-    def take(self, prompt_ids: Sequence[int], capacity: int) -> Slot:
+    def take(self, prompt_ids: Sequence[int], capacity: int, adapter: str | None) -> Slot:
         """A slot whose `ids` are the longest known beginning of the prompt, always without the prompt's last token."""
+        slot = self._take(prompt_ids, capacity, adapter)
+        slot.adapter = adapter
+        return slot
+
+    def _take(self, prompt_ids: Sequence[int], capacity: int, adapter: str | None) -> Slot:
         prompt = list(prompt_ids)
         usable = len(prompt) - 1
-        lengths = [min(common_prefix(slot.ids, prompt), usable) for slot in self._slots]
-        whole = [i for i, slot in enumerate(self._slots) if lengths[i] == len(slot.ids)]
+        lengths = [
+            min(common_prefix(slot.ids, prompt), usable) if slot.adapter == adapter else 0 for slot in self._slots
+        ]
+        whole = [i for i, slot in enumerate(self._slots) if lengths[i] == len(slot.ids) > 0]
         best = max(range(len(lengths)), key=lengths.__getitem__, default=None)
         if best is None or not lengths[best]:
             return Slot(self._config, capacity)
@@ -139,7 +150,7 @@ class PrefixCache:
 
     def put(self, slot: Slot) -> None:
         """Give a slot back; the oldest ones go when the memory budget is used up."""
-        if slot.ids:
+        if slot.ids and not slot.stale:
             self._slots.append(slot)
         while self._slots and sum(kept.nbytes for kept in self._slots) > self._max_bytes:
             self._slots.pop(0)

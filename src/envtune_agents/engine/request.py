@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from envtune_agents.errors import RequestError
+
 FinishReason = Literal["end", "stop", "length"]
 """Why decoding ended: an end token was sampled, a stop string was completed, or the token budget was used up."""
 
@@ -47,6 +49,21 @@ class GenerationRequest:
     """Texts that end the reply; they are cut from `text`."""
     constraint: Constraint | None = None
     """Grammar that every sampled token must satisfy."""
+    adapter: str | None = None
+    """Name of a LoRA adapter loaded into the model; None is the model without any."""
+
+    def __post_init__(self) -> None:
+        """Raises `RequestError` when a setting is out of its range."""
+        wrong = {
+            "prompt_ids": (bool(self.prompt_ids), "at least one token", "none"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1", self.max_new_tokens),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more", self.temperature),
+            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1", self.top_p),
+            "top_k": (self.top_k >= 0, "0 (all) or more", self.top_k),
+        }
+        for name, (fine, wanted, got) in wrong.items():
+            if not fine:
+                raise RequestError(f"{name} is {got}; wanted: {wanted}.")
 
 
 @dataclass(frozen=True, slots=True)

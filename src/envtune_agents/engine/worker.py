@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-from envtune_agents.engine.request import GenerationRequest, GenerationResult, TokenEvent
+from envtune_agents.engine.job import Event, Job, Server
+from envtune_agents.engine.request import GenerationRequest, GenerationResult
+from envtune_agents.errors import EngineError
 from envtune_agents.weights import Weights
 
-if TYPE_CHECKING:
-    from envtune_agents.engine.kv_cache import PrefixCache
-
-Event = TokenEvent | GenerationResult
+T = TypeVar("T")
 DEFAULT_CACHE_BYTES = 2 * 1024**3
 
 
 @dataclass(slots=True)
-class _Job:
-    request: GenerationRequest
-    emit: Callable[[Event | BaseException], None]
-    """Called from the engine thread."""
-    wants_tokens: bool
-    cancelled: threading.Event = field(default_factory=threading.Event)
+class _Call:
+    """A function to run with the model."""
+
+    function: Callable[[Any], Any]
+    result: Future[Any] = field(default_factory=Future)
 
 
 class Engine:
-    """A model that many callers share; requests are served one after another in the order they came.
+    """A model that many callers share.
+
+    Requests that come while others run join them in the same forward passes, and what prompts have in common is
+    computed and stored once. A model whose attention is more than a softmax over all earlier tokens (sliding windows,
+    linear attention) is served one request after another instead.
 
     The model is loaded and run by one thread of its own: torch keeps a pool of worker threads for each thread that
     runs it, and two pools on the same cores double the time of a decode step.
@@ -41,14 +44,22 @@ class Engine:
     """
 
     def __init__(self, load: Callable[[], Weights], *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        """`load` runs once, in the engine's thread, at the first use. `cache_bytes` bounds the prefix cache, in bytes
-        of keys and values; 0 turns it off."""
+        """`load` runs once, in the engine's thread, at the first use.
+
+        `cache_bytes` bounds keys and values, in bytes, those of running requests and those kept for later together. A
+        request starts when its prompt and its `max_new_tokens` fit; what was used longest ago goes first. 0 keeps
+        nothing once a request is over, and bounds the running ones as the default does.
+        """
         self._load = load
         self._cache_bytes = cache_bytes
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | _Call | None] = queue.SimpleQueue()
         self._loaded: Future[Weights] = Future()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._process: int | None = None
+        self._server: Server | None = None  # the engine thread's
+        self._closed = False
+        self._ending = False  # the engine thread knows that it was closed
 
     @property
     def weights(self) -> Weights:
@@ -65,6 +76,11 @@ class Engine:
     def failed(self) -> bool:
         """True when loading was tried and raised."""
         return self._loaded.done() and self._loaded.exception() is not None
+
+    @property
+    def batches(self) -> bool:
+        """Whether concurrent requests share forward passes; waits for the weights."""
+        return bool(self.weights) and self._server is not None and self._server.batches
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """The whole reply; blocks until it is there. Raises `ContextOverflowError` when the prompt is too long."""
@@ -110,57 +126,127 @@ class Engine:
         finally:
             job.cancelled.set()
 
+    def run(self, function: Callable[[Any], T]) -> T:
+        """What `function(model)` returns, run in the engine's thread between two steps of the requests under way.
+
+        The only safe way to touch the model: to load an adapter, to train, to write new weights into it. Call
+        `clear_cache` after a change of the weights.
+        """
+        if threading.current_thread() is self._thread:
+            return function(self._loaded.result().model)
+        return self._call(function).result()
+
+    async def arun(self, function: Callable[[Any], T]) -> T:
+        """As `run`, without blocking the event loop."""
+        return await asyncio.wrap_future(self._call(function))
+
+    def clear_cache(self) -> None:
+        """Forget the keys and values of everything read so far: after a change of the weights they are wrong."""
+        self.run(lambda model: self._server.clear_cache() if self._server else None)
+
     def close(self) -> None:
-        """End the thread after the requests that wait already. A closed engine takes no more."""
+        """End the thread after the requests that wait already, and free its memory. A closed engine takes no more."""
         with self._lock:
-            if self._thread is not None:
+            if not self._closed and self._thread is not None:
                 self._jobs.put(None)
+            self._closed = True
 
     def _submit(
         self, request: GenerationRequest, emit: Callable[[Event | BaseException], None], *, wants_tokens: bool
-    ) -> _Job:
-        self._start()
-        job = _Job(request, emit, wants_tokens)
-        self._jobs.put(job)
+    ) -> Job:
+        job = Job(request, emit, wants_tokens)
+        self._put(job)
         return job
 
-    def _start(self) -> None:
+    def _call(self, function: Callable[[Any], T]) -> Future[T]:
+        call = _Call(function)
+        self._put(call)
+        return call.result
+
+    def _put(self, item: Job | _Call) -> None:
+        self._start()
         with self._lock:
-            if self._thread is None:
+            if self._closed:
+                raise EngineError("The engine is closed and takes no more requests. Make a new one.")
+            self._jobs.put(item)
+
+    def _start(self) -> None:
+        """Have the thread running; raises `EngineError` where it cannot be."""
+        if self._process not in (None, os.getpid()):
+            raise EngineError(
+                f"The engine was started in process {self._process} and this is its fork {os.getpid()}, which has no "
+                "engine thread. Start worker processes with the 'spawn' method, or make the model in the worker."
+            )
+        with self._lock:
+            if self._thread is None and self._closed and not self._loaded.done():
+                self._loaded.set_exception(EngineError("The engine is closed."))
+            if self._thread is None and not self._closed:
+                self._process = os.getpid()
                 self._thread = threading.Thread(target=self._serve, name="envtune-engine", daemon=True)
                 self._thread.start()
 
     def _serve(self) -> None:
         """Body of the engine thread."""
-        prefixes: PrefixCache | None = None
         try:
             weights = self._load()
-            from envtune_agents.engine.kv_cache import PrefixCache
-
-            prefixes = PrefixCache(weights.model.config, self._cache_bytes)
+            self._server = _server(weights, self._cache_bytes)
             self._loaded.set_result(weights)
+            del weights
         except BaseException as error:  # whoever asks next must learn why, and the thread must not die silently
             self._loaded.set_exception(error)
-        while (job := self._jobs.get()) is not None:
-            if prefixes is None:
-                job.emit(self._loaded.exception() or RuntimeError("The engine did not start."))
-            elif not job.cancelled.is_set():
-                self._answer(job, self._loaded.result(), prefixes)
+        while self._take_in() or self._busy:
+            if self._server and self._server.busy:
+                try:
+                    self._server.step()
+                except Exception as error:  # a fault of the engine's own: it ends what runs, not the thread
+                    self._server.fail(error)
+        self._server = None
+        self._loaded = Future()
+        self._loaded.set_exception(EngineError("The engine is closed."))
 
-    def _answer(self, job: _Job, weights: Weights, prefixes: PrefixCache) -> None:
-        from envtune_agents.engine.decoding import CancelledError, decode
+    @property
+    def _busy(self) -> bool:
+        return self._server is not None and self._server.busy
 
-        emit = job.emit if job.wants_tokens else _ignore
-        try:
-            job.emit(decode(weights, prefixes, job.request, emit=emit, cancelled=job.cancelled.is_set))
-        except CancelledError:
+    def _take_in(self) -> bool:
+        """Empty the queue, waiting for it when there is nothing else to do; False when the engine was closed."""
+        block = not self._busy and not self._ending
+        while True:
+            try:
+                item = self._jobs.get(block=block)
+            except queue.Empty:
+                return not self._ending
+            block = False
+            if item is None:
+                self._ending = True
+            elif isinstance(item, _Call):
+                self._answer_call(item)
+            elif self._server is None:
+                item.emit(self._loaded.exception() or EngineError("The engine is closed."))
+            else:
+                self._server.add(item)
+
+    def _answer_call(self, call: _Call) -> None:
+        if not call.result.set_running_or_notify_cancel():
             return
-        except Exception as error:  # the caller's request failed; the engine goes on with the next one
-            job.emit(error)
+        try:
+            result = call.function(self._loaded.result().model)
+        except BaseException as error:  # the caller's function failed; the engine goes on
+            call.result.set_exception(error)
+        else:
+            call.result.set_result(result)
+        if self._server:
+            self._server.model_touched()
 
 
-def _ignore(event: TokenEvent) -> None:
-    """The sink of a caller that wants only the result."""
+def _server(weights: Weights, cache_bytes: int) -> Server:
+    """The way to serve this model: packed where its attention allows it."""
+    from envtune_agents.engine.alone import Alone
+    from envtune_agents.engine.packed_model import PackedModel
+    from envtune_agents.engine.scheduler import Scheduler
+
+    packed = PackedModel.of(weights.model, cache_bytes or DEFAULT_CACHE_BYTES)
+    return Scheduler(weights, packed, keep=cache_bytes > 0) if packed else Alone(weights, cache_bytes)
 
 
 def _event(event: Event | BaseException) -> Event:
