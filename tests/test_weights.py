@@ -29,7 +29,9 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)], ids=["fp32", "bf16"]
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+    ids=["fp32", "bf16", "fp16"],
 )
 def test_a_folder_loads_at_the_asked_precision(tiny: Path, precision: str, dtype: object) -> None:
     weights = load_weights(tiny, precision)
@@ -191,6 +193,38 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path) -> None:
         load_weights(tmp_path / "a.gguf")
 
 
+def test_the_quick_reading_of_a_gguf_file_changes_nothing(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    numpy = pytest.importorskip("numpy")
+    from gguf import quants
+
+    from envtune_agents.weights import gguf as quick
+
+    kinds = [gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16]
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "é🙂", "", "<|im_end|>"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, -1.25])
+    writer.add_uint32("llama.block_count", 3)
+    data = numpy.random.default_rng(0).standard_normal((300, 256)).astype(numpy.float32)
+    for kind in kinds:
+        writer.add_tensor(f"t.{kind.name}", quants.quantize(data, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def read() -> tuple[list[object], list[object]]:
+        from transformers import modeling_gguf_pytorch_utils as loading
+
+        reader = gguf.GGUFReader(tmp_path / "a.gguf")
+        fields = [loading.read_field(reader, name) for name in reader.fields]
+        return fields, [quants.dequantize(tensor.data, tensor.tensor_type).tolist() for tensor in reader.tensors]
+
+    slow = read()
+    with quick.quick_gguf():
+        assert read() == slow
+
+
 def test_several_gguf_files_must_be_told_apart(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
@@ -213,7 +247,7 @@ def test_a_folder_wins_over_a_hub_id_of_the_same_name(tiny: Path, monkeypatch: p
 
 
 def test_an_unknown_precision_lists_the_known_ones(tiny: Path) -> None:
-    with pytest.raises(WeightsError, match="auto, fp32, bf16, 8bit, 4bit"):
+    with pytest.raises(WeightsError, match="auto, fp32, bf16, fp16, 8bit, 4bit"):
         load_weights(tiny, "int3")
 
 

@@ -5,6 +5,9 @@ is the engine's, text formats are `qwen`'s, grammars are `grammar`'s.
 """
 
 from envtune_agents.chat_model.engines import release_engines
+from envtune_agents.chat_model.loading import let_langchain_load
 from envtune_agents.chat_model.model import ChatTransformers
 
 __all__ = ["ChatTransformers", "release_engines"]
+
+let_langchain_load(ChatTransformers)

@@ -60,19 +60,22 @@ def build_prompt(
         if (trace := trace_of(message)) and _still_says(message, trace, template.weights, tools, mode)
     }
     sampled = any(trace_of(message) for message in messages)
-    for as_said in _candidates(traces):
-        if (prompt := _continued(template, shown, tools, as_said)) is not None:
-            return prompt
+    if traces and (prompt := _continued(template, shown, tools, _as_said(traces))) is not None:
+        return prompt
     text = template.render(shown, tools)
     return Prompt(tuple(template.weights.encode(text)), text[-PREFIX_CHARS:], continuous=not sampled)
 
 
-def _candidates(traces: dict[int, TokenTrace]) -> list[dict[int, TokenTrace]]:
-    """Which replies to enter as said: all, or only the last when the ones before it had been rendered anew."""
-    if not traces:
-        return []
-    last = max(traces)
-    return [traces] if len(traces) == 1 else [traces, {last: traces[last]}]
+def _as_said(traces: dict[int, TokenTrace]) -> dict[int, TokenTrace]:
+    """The replies to enter as they were said: the last, and those that its prompt holds token by token. The others
+    had been rendered anew by then, as all are when tools appear."""
+    last = traces[max(traces)]
+
+    def held(trace: TokenTrace) -> bool:
+        said = trace.prompt_token_ids + trace.completion_token_ids
+        return last.prompt_token_ids[: len(said)] == said
+
+    return {i: trace for i, trace in traces.items() if trace is last or held(trace)}
 
 
 def _still_says(
@@ -134,7 +137,8 @@ def _rendered(
 ) -> str | None:
     """The conversation as text with a mark for each reply of `as_said`; None when the template drops a part of one.
 
-    A reply's think block is marked too: a template that hides old thoughts (hybrid Qwen3) must not be overruled.
+    A reply's think block is marked too: a template that hides old thoughts (hybrid Qwen3) must not be overruled. One
+    that knows no thoughts at all (Qwen3-2507) hides none: there a reply stays whole.
     """
     marked = [dict(message) for message in shown]
     for i, message in enumerate(marked):
@@ -145,7 +149,7 @@ def _rendered(
                 message["reasoning_content"] = f"think {marks[i]}"
     text = template.render(marked, tools)
     for i, message in enumerate(marked):
-        if "reasoning_content" in message and i in marks:
+        if "reasoning_content" in message and i in marks and template.shows_thoughts:
             text = _without_thought(template.weights, text, marks[i], as_said[i])
         if i in marks and text.count(marks[i]) != 1:
             return None

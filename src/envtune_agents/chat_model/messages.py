@@ -7,16 +7,23 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
 
+from envtune_agents.errors import MessageError
 from envtune_agents.qwen import flatten_content
 
+_NOT_TEXT = frozenset(
+    {"image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file", "document", "media"}
+)
 _ROLES = {"human": "user", "system": "system", "ai": "assistant"}
 OPEN_TAG, CLOSE_TAG = "<tool_call>", "</tool_call>"
 
 
 def to_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """One dict for each message, with `role` and `content` (always text), and `tool_calls` and `reasoning_content`
-    where there are any. Raises `ValueError` for a kind of message that has no role."""
-    return [_one(message) for message in messages]
+    where there are any. Raises `MessageError` for no messages, a kind of message that has no role, and content that is
+    not text."""
+    if not messages:
+        raise MessageError("The conversation holds no message; at least one is needed, such as HumanMessage('Hello').")
+    return [_one(message, position) for position, message in enumerate(messages)]
 
 
 def call_text(text: str) -> str:
@@ -29,7 +36,30 @@ def mentions_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
-def _one(message: BaseMessage) -> dict[str, Any]:
+def reasoning_of(message: AIMessage) -> str:
+    """What an assistant message thought: `reasoning_content`, or the text of its reasoning and thinking blocks."""
+    if found := message.additional_kwargs.get("reasoning_content"):
+        return str(found)
+    blocks = message.content if isinstance(message.content, list) else []
+    thought = (
+        block.get("reasoning") or block.get("thinking")
+        for block in blocks
+        if isinstance(block, dict) and block.get("type") in ("reasoning", "thinking")
+    )
+    return "".join(text for text in thought if isinstance(text, str))
+
+
+def _refuse_other_media(message: BaseMessage, position: int) -> None:
+    for block in message.content if isinstance(message.content, list) else ():
+        if isinstance(block, dict) and block.get("type") in _NOT_TEXT:
+            raise MessageError(
+                f"Message {position + 1} ({message.type}) holds a block of type {block['type']!r}; this model reads "
+                "text only. Describe it in words, or use a model that takes it."
+            )
+
+
+def _one(message: BaseMessage, position: int) -> dict[str, Any]:
+    _refuse_other_media(message, position)
     text = flatten_content(message.content)
     if isinstance(message, AIMessage):
         return _assistant(message, text)
@@ -40,7 +70,7 @@ def _one(message: BaseMessage) -> dict[str, Any]:
     if isinstance(message, ChatMessage):
         return {"role": message.role, "content": text}
     if message.type not in _ROLES:
-        raise ValueError(
+        raise MessageError(
             f"A message of type {message.type!r} has no place in a prompt. Known: {', '.join(_ROLES)}, tool."
         )
     return {"role": _ROLES[message.type], "content": text}
@@ -54,6 +84,6 @@ def _assistant(message: AIMessage, text: str) -> dict[str, Any]:
             {"type": "function", "id": call["id"], "function": {"name": call["name"], "arguments": call["args"]}}
             for call in message.tool_calls
         ]
-    if reasoning := message.additional_kwargs.get("reasoning_content"):
+    if reasoning := reasoning_of(message):
         rendered["reasoning_content"] = reasoning
     return rendered

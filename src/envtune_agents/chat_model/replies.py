@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, InvalidToolCall, ToolCall
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 
 from envtune_agents.chat_model.history import Prompt
 from envtune_agents.chat_model.messages import call_text
 from envtune_agents.engine import GenerationResult, TokenEvent
 from envtune_agents.qwen import ParsedReply, ReplyParser, parse_reply
+from envtune_agents.qwen.think import THINK, THINK_END, opens_think
 from envtune_agents.types import TOKEN_TRACE_KEY, TokenTrace
 
 
@@ -28,6 +30,9 @@ class ReplyContext:
     model_name: str
     template_hash: str
     constrained: bool
+    decode: Callable[[Sequence[int]], str]
+    """Token ids -> text, special tokens kept."""
+    shows_logprobs: bool = False
 
 
 def to_message(result: GenerationResult, context: ReplyContext) -> AIMessage:
@@ -39,7 +44,7 @@ def to_message(result: GenerationResult, context: ReplyContext) -> AIMessage:
         tool_calls=calls,
         invalid_tool_calls=invalid,
         additional_kwargs={"reasoning_content": parsed.reasoning} if parsed.reasoning else {},
-        usage_metadata=_usage(result),
+        usage_metadata=_usage(result, context),
         response_metadata=_metadata(result, context, bool(calls)),
     )
 
@@ -69,7 +74,7 @@ class ReplyStream:
             yield _call_chunk(index, None, None, call_text(bad.text))
         yield AIMessageChunk(
             content="",
-            usage_metadata=_usage(event),
+            usage_metadata=_usage(event, self._context),
             response_metadata=_metadata(event, self._context, bool(parsed.tool_calls)),
             chunk_position="last",
         )
@@ -110,14 +115,37 @@ def _call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _usage(result: GenerationResult) -> UsageMetadata:
+def _usage(result: GenerationResult, context: ReplyContext) -> UsageMetadata:
     output = len(result.token_ids)
     return UsageMetadata(
         input_tokens=result.prompt_tokens,
         output_tokens=output,
         total_tokens=result.prompt_tokens + output,
         input_token_details=InputTokenDetails(cache_read=result.cached_tokens),
+        output_token_details=OutputTokenDetails(reasoning=_thought_tokens(result, context)),
     )
+
+
+def _thought_tokens(result: GenerationResult, context: ReplyContext) -> int:
+    """How many of the sampled tokens belong to the think block, its closing tag included."""
+    text = result.full_text
+    if not (opens_think(context.prompt.prefix) or text.lstrip().startswith(THINK)):
+        return 0
+    end = text.find(THINK_END)
+    if end < 0:
+        return len(result.token_ids)
+    end += len(THINK_END)
+    return bisect_left(
+        range(len(result.token_ids)), end, key=lambda count: len(context.decode(result.token_ids[:count]))
+    )
+
+
+def _logprobs(result: GenerationResult, context: ReplyContext) -> dict[str, Any]:
+    """Each sampled token with its log-probability, as OpenAI's API gives them."""
+    pairs = zip(result.token_ids, result.logprobs, strict=True)
+    return {
+        "content": [{"token": context.decode([token]), "logprob": value, "top_logprobs": []} for token, value in pairs]
+    }
 
 
 def _metadata(result: GenerationResult, context: ReplyContext, called: bool) -> dict[str, Any]:
@@ -129,11 +157,11 @@ def _metadata(result: GenerationResult, context: ReplyContext, called: bool) -> 
         template_hash=context.template_hash,
         constrained=context.constrained,
     )
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(trace).items()}
     finish = "length" if result.finish_reason == "length" else "tool_calls" if called else "stop"
     return {
         "model_name": context.model_name,
         "finish_reason": finish,
         "continuous": context.prompt.continuous,
-        TOKEN_TRACE_KEY: plain,
+        **({"logprobs": _logprobs(result, context)} if context.shows_logprobs else {}),
+        TOKEN_TRACE_KEY: trace.as_plain(),
     }

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from envtune_agents.chat_model.messages import mentions_tools
+from envtune_agents.errors import MessageError
 from envtune_agents.qwen import render_prompt
 from envtune_agents.weights import Weights
 
@@ -51,15 +52,27 @@ class ChatTemplate:
         if self.source is None:
             return render_prompt(shown, offered, enable_thinking=self.enable_thinking)
         options = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
-        text = self.weights.tokenizer.apply_chat_template(
-            shown,
-            tools=offered,
-            chat_template=self.source,
-            tokenize=False,
-            add_generation_prompt=True,
-            **options,
-        )
+        try:
+            text = self.weights.tokenizer.apply_chat_template(
+                shown,
+                tools=offered,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=True,
+                **options,
+            )
+        except Exception as error:  # whatever a template raises is about these messages or about the template
+            raise MessageError(
+                f"The chat template of '{self.weights.name}' fails on this conversation ({type(error).__name__}: "
+                f"{str(error).strip() or 'no details'}). Change the order or kind of messages to what it knows, or use "
+                "chat_template='qwen', the built-in one."
+            ) from error
         return str(text)
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """True when it shows the `reasoning_content` of a reply at least until the next user message."""
+        return self.source is not None and _shows_thoughts(self.weights.tokenizer, self.source)
 
     @property
     def hash(self) -> str:
@@ -102,6 +115,17 @@ def _renders_tools(tokenizer: Any, source: str) -> bool:
         return shown(_PROBE[:2], [_PROBE_TOOL]) and shown(_PROBE, None)
     except Exception:  # a template that raises on tools does not render them
         return False
+
+
+@lru_cache(maxsize=64)
+def _shows_thoughts(tokenizer: Any, source: str) -> bool:
+    reply = {**_PROBE[2], "reasoning_content": "probe_thought_7"}
+    messages = [*_PROBE[:2], reply, _PROBE[3]]
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=[_PROBE_TOOL], chat_template=source, tokenize=False)
+    except Exception:  # a template that raises on tools is not driven with them either
+        return False
+    return "probe_thought_7" in str(text)
 
 
 @lru_cache(maxsize=64)

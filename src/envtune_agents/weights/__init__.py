@@ -4,6 +4,19 @@ Comes in: where the weights are, and how precise they shall be. Goes out: `Weigh
 engine's job. Pickled weights and code from a checkpoint are never loaded.
 """
 
-from envtune_agents.weights.load import PRECISIONS, Precision, Weights, load_weights
+from envtune_agents.weights.header import checkpoint_files, context_length
+from envtune_agents.weights.load import PRECISIONS, Precision, Weights, load_tokenizer, load_weights
+from envtune_agents.weights.memory import MemoryNeed, MemoryReport, memory_report
 
-__all__ = ["PRECISIONS", "Precision", "Weights", "load_weights"]
+__all__ = [
+    "PRECISIONS",
+    "MemoryNeed",
+    "MemoryReport",
+    "Precision",
+    "Weights",
+    "checkpoint_files",
+    "context_length",
+    "load_tokenizer",
+    "load_weights",
+    "memory_report",
+]

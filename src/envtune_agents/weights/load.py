@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from envtune_agents.errors import EnvTuneError, WeightsError, require, unknown
+from envtune_agents.weights.memory import memory_report
 from envtune_agents.weights.source import LOCAL_INSTALL, WeightsSource, find_weights
 
-Precision = Literal["auto", "fp32", "bf16", "8bit", "4bit"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "8bit", "4bit"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 QUANT_INSTALL = "pip install 'envtune-agents[quant]'"
 
@@ -62,9 +65,10 @@ def load_weights(
     """The checkpoint at `model`, ready to run.
 
     `model`: a folder with safetensors, a GGUF file, a hub id, or "smollm2" (the demo model). `precision`: "auto" takes
-    the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "8bit" and "4bit" (nf4) go
-    through bitsandbytes. `device_map` as in transformers; None means the first GPU, else the CPU. `max_context` lowers
-    the context, in tokens, to save memory. Raises `WeightsError` when the checkpoint cannot be loaded as asked and
+    the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "8bit" and "4bit" (nf4 with
+    double quantisation, computed in the type "auto" would take) go through bitsandbytes. `device_map` as in
+    transformers; None means the first GPU, else the CPU. `max_context` lowers the context, in tokens, to save memory.
+    Raises `WeightsError` when the checkpoint cannot be loaded as asked or does not fit into memory, and
     `MissingDependencyError` when a package is not installed. Ours; loading itself is transformers'.
     """
     if precision not in PRECISIONS:
@@ -86,6 +90,13 @@ def load_weights(
     )
 
 
+def load_tokenizer(model: str | Path) -> Any:
+    """The fast tokenizer of the checkpoint at `model`, without its weights."""
+    source = find_weights(model)
+    with _reported(source), _quiet(source):
+        return _load_tokenizer(source)
+
+
 @contextmanager
 def _reported(source: WeightsSource) -> Iterator[None]:
     """Anything a damaged checkpoint makes the loaders raise becomes a `WeightsError` that names the place."""
@@ -96,10 +107,29 @@ def _reported(source: WeightsSource) -> Iterator[None]:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and gguf share no base class
         reason = str(error).strip().splitlines()
+        if _out_of_memory(error):
+            raise WeightsError(_too_large(source, reason[0] if reason else "")) from error
         raise WeightsError(
             f"The checkpoint at '{place}' cannot be loaded ({type(error).__name__}: {reason[0] if reason else ''}). "
             "It is damaged or incomplete; copy or download it again."
         ) from error
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _too_large(source: WeightsSource, reason: str) -> str:
+    """What to turn when a checkpoint does not fit, with its needs in numbers."""
+    report = memory_report(source.folder / source.gguf_file if source.gguf_file else source.folder)
+    needs = ", ".join(f"{need.precision} {need.weights / 1e9:.1f} GB" for need in report.needs)
+    smaller = "a file with fewer parameters" if source.gguf_file else "precision='8bit' or '4bit'"
+    return (
+        f"There is not enough memory for '{source.name}' ({reason or 'out of memory'}). Its weights take {needs}. Use "
+        f"{smaller}; device_map='auto' to spread it over devices; and, for the conversations, a smaller max_context or "
+        f"cache_bytes (one token takes {report.needs[-1].cache_per_token / 1e3:.0f} KB)."
+    )
 
 
 @contextmanager
@@ -155,9 +185,10 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
     torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
     transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
     on_gpu = bool(torch.cuda.is_available()) and device_map != "cpu"
+    _refuse_too_large(source, precision, _room(torch, on_gpu, device_map))
     options: dict[str, Any] = {"dtype": _dtype(torch, precision, on_gpu)}
     if precision in ("8bit", "4bit"):
-        options["quantization_config"] = _quantized(source, precision)
+        options["quantization_config"] = _quantized(source, precision, options["dtype"])
     elif source.gguf_file:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     place = device_map or ("cuda" if on_gpu else None)
@@ -171,14 +202,43 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
     return model, precision if precision in ("8bit", "4bit") else names.get(model.dtype, str(model.dtype))
 
 
+def _room(torch: Any, on_gpu: bool, device_map: Any) -> int | None:
+    """Bytes of memory there are in all where the model shall go; None when it is spread or nobody knows."""
+    if device_map not in (None, "cpu", "cuda"):
+        return None
+    if on_gpu:
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return None
+
+
+def _refuse_too_large(source: WeightsSource, precision: str, room: int | None) -> None:
+    """Say at once that it can never fit: on a CPU the system would kill the process without a word."""
+    if source.gguf_file:
+        return  # reading its sizes takes as long as loading a small one
+    with contextlib.suppress(WeightsError):  # sizes that cannot be read are no reason not to try
+        report = memory_report(source.folder)
+        need = next((need for need in report.needs if need.precision == precision), None)
+        if need is not None and room is not None and need.weights > room:
+            raise MemoryError(f"{need.weights / 1e9:.1f} GB of weights, {room / 1e9:.1f} GB of memory")
+
+
 def _dtype(torch: Any, precision: str, on_gpu: bool) -> Any:
     """The dtype to load in, or "auto" for the checkpoint's own."""
-    if precision == "fp32":
-        return torch.float32
-    if precision != "auto":
-        return torch.bfloat16
-    if on_gpu:
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision in named:
+        return named[precision]
+    if precision == "auto" and on_gpu:
         return "auto"
+    return _fast_dtype(torch, on_gpu)
+
+
+def _fast_dtype(torch: Any, on_gpu: bool) -> Any:
+    """What this machine computes fastest in without loss of range: also what quantised weights are unpacked to."""
+    if on_gpu:
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if fast_bf16_cpu() else torch.float32
 
 
@@ -193,13 +253,12 @@ def fast_bf16_cpu() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _quantized(source: WeightsSource, precision: str) -> Any:
+def _quantized(source: WeightsSource, precision: str, compute: Any) -> Any:
     if source.gguf_file:
         raise WeightsError(
             f"'{source.gguf_file}' is quantised already; precision '{precision}' needs a safetensors folder. "
-            "Use 'auto', 'fp32' or 'bf16' with a GGUF file."
+            "Use 'auto', 'fp32', 'bf16' or 'fp16' with a GGUF file."
         )
-    torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
     transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
     require("bitsandbytes", feature=f"Precision '{precision}'", install=QUANT_INSTALL)
     if precision == "8bit":
@@ -208,7 +267,7 @@ def _quantized(source: WeightsSource, precision: str) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,24 +35,55 @@ class WeightsSource:
     """File name inside `folder` when the weights are GGUF; None for safetensors."""
 
 
+SHIPPED: dict[str, Callable[[], Path]] = {DEMO_MODEL: lambda: _demo_file()}
+"""Models that go by a name of their own: how to find the folder or GGUF file of each, or raise for what to install."""
+
+
 def find_weights(model: str | Path, *, revision: str | None = None) -> WeightsSource:
     """The files behind `model`, downloaded when it is a hub id; raises `WeightsError` when they cannot be used.
 
     An existing path always wins over a hub id, and nothing local ever asks the network.
     """
     name = str(model)
-    if name == DEMO_MODEL:
-        return _gguf(name, _demo_file())
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return _folder(name, path)
-    if path.is_file():
-        return _gguf(name, path)
+    path = SHIPPED[name]() if name in SHIPPED else Path(model).expanduser()
+    if (found := _on_disk(name, path)) is not None:
+        return found
     if isinstance(model, Path) or _looks_like_path(name):
         raise WeightsError(f"There is no checkpoint at '{path.absolute()}'. {ACCEPTED}")
     if not _HUB_ID.fullmatch(name):
         raise WeightsError(f"'{name}' is neither a path nor a hub id. {ACCEPTED}")
     return _folder(name, _download(name, revision))
+
+
+def find_local(model: str | Path) -> WeightsSource | None:
+    """The files behind `model` where they are on this disk already, the local hub cache included; None elsewhere.
+
+    Asks no network. Raises `WeightsError` when they are here and cannot be used.
+    """
+    name = str(model)
+    try:
+        path = SHIPPED[name]() if name in SHIPPED else Path(model).expanduser()
+    except MissingDependencyError:
+        return None
+    if (found := _on_disk(name, path)) is not None:
+        return found
+    cached = _hub_cache(name) if _HUB_ID.fullmatch(name) and not _looks_like_path(name) else None
+    return _folder(name, cached) if cached else None
+
+
+def _on_disk(name: str, path: Path) -> WeightsSource | None:
+    if path.is_dir():
+        return _folder(name, path)
+    return _gguf(name, path) if path.is_file() else None
+
+
+def _hub_cache(name: str) -> Path | None:
+    """The newest snapshot of a hub id in the local cache, in the hub client's own layout."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    snapshots = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    found = [folder for folder in snapshots.iterdir() if folder.is_dir()] if snapshots.is_dir() else []
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 def _looks_like_path(name: str) -> bool:
