@@ -3,23 +3,39 @@
 A source is an object with `load` and `environment`. The playground is built in; an installed integration announces its
 own through the entry point group `envtune_agents.task_sources`; anything else is `module:factory`, a function of yours
 that returns a `TaskSource`.
+
+Evaluation asks a source for a few more things, each of them optional. `scorer` scores turns. `judge` is the benchmark's
+own verdict on a rollout; without it a rollout is solved when every turn was played and scored 1. `flagged` names the
+tasks with bad labels, `fingerprint` what decides verdicts beside the tasks, `export` writes the benchmark's own
+result files. None of them ever changes a number of another: flagged tasks stay in every denominator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envtune_agents.errors import EnvTuneError, TaskError, unknown
-from envtune_agents.types import Environment, HintRule, Task
+from envtune_agents.progress import strict_score
+from envtune_agents.types import Environment, HintRule, ProgressScorer, Rollout, Task
 
 if TYPE_CHECKING:
     from envtune_agents.hints import HintEngine
 
 ENTRY_POINT_GROUP = "envtune_agents.task_sources"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a benchmark says about one finished rollout."""
+
+    solved: bool
+    error_type: str | None = None
+    """The benchmark's own name of the first failure, such as "multi_turn:instance_state_mismatch"; None when solved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,21 @@ class TaskSource:
     """A fresh environment for one episode of a task."""
     rules: Callable[[], Sequence[HintRule]] | None = None
     """The hint rules for these tasks, in the order in which they are asked; the library's own for None."""
+    scorer: ProgressScorer = strict_score
+    """From the evidence of a turn to its score."""
+    judge: Callable[[Task, Rollout], Verdict] | None = None
+    """The official verdict on a rollout, worked out from its recorded calls alone, never from its recorded scores. It
+    is also asked about rollouts that ended early (`rollout.stop_reason`), but not about those with an `error`: these
+    are failures whatever they called. It must not raise."""
+    malformed_ends_turn: bool = False
+    """Whether a reply whose calls cannot be read ends the turn, as in BFCL's loop, instead of being told so."""
+    flagged: Callable[[], Mapping[str, str]] | None = None
+    """Task id -> what is wrong with its label, for the tasks of every split that nobody can solve from what is said.
+    Evaluation reports the accuracy without them beside the official one."""
+    fingerprint: Callable[[], Mapping[str, str]] | None = None
+    """Name -> version or hash of whatever decides a verdict beside the tasks, such as {"bfcl-eval": "2026.3.23"}."""
+    export: Callable[[Iterable[Rollout], Path], object] | None = None
+    """`export(rollouts, folder)` writes the rollouts in the benchmark's own result format; it makes the folder."""
 
     def hint_engine(self, level: int) -> HintEngine:
         """A hint engine with this source's rules at a level of the dial, 0 to 3."""
@@ -79,15 +110,22 @@ def _made(factory: Callable[[], Any], name: str) -> TaskSource:
 
 
 def _playground() -> TaskSource:
-    from envtune_agents.playground import CATEGORIES, Playground, playground_tasks
+    """The playground: three domains to train and test on, and two held-out generators, "renamed" and "stock"."""
+    from envtune_agents.playground import CATEGORIES, PLAYGROUND_RULES, Playground, generated_tasks, playground_tasks
 
-    seeds = {"train": 0, "validation": 1, "test": 2}
+    splits: dict[str, Callable[[str], list[Task]]] = {
+        "train": lambda category: generated_tasks(0, 100, category),
+        "validation": lambda category: generated_tasks(1, 25, category),
+        "test": lambda category: generated_tasks(2, 100, category),
+        "renamed": lambda category: generated_tasks(3, 50, category, other_names=True),
+        "stock": lambda category: playground_tasks(0, 25, category),
+    }
 
     def load(split: str, categories: Sequence[str] | None) -> list[Task]:
-        if split not in (*seeds, "all"):
-            raise TaskError(unknown("split", split, (*seeds, "all")))
-        chosen = list(seeds.values()) if split == "all" else [seeds[split]]
+        if split not in (*splits, "all"):
+            raise TaskError(unknown("split", split, (*splits, "all")))
+        chosen = list(splits.values()) if split == "all" else [splits[split]]
         wanted = list(categories) if categories else list(CATEGORIES)
-        return [task for seed in chosen for name in wanted for task in playground_tasks(seed, 25, name)]
+        return [task for tasks_of in chosen for name in wanted for task in tasks_of(name)]
 
-    return TaskSource(load, Playground)
+    return TaskSource(load, Playground, lambda: PLAYGROUND_RULES)

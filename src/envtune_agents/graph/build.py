@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Checkpointer
+from langgraph.types import Checkpointer, RetryPolicy
 
 from envtune_agents.errors import TaskError
 from envtune_agents.graph.model_node import ModelNode
@@ -40,6 +40,8 @@ def build_agent_graph(
     call_timeout_s: float | None = CALL_TIMEOUT_S,
     scorer_timeout_s: float | None = SCORER_TIMEOUT_S,
     first_step_calls: bool = False,
+    malformed_ends_turn: bool = False,
+    model_retry: RetryPolicy | None = None,
     seed: int | None = None,
     checkpointer: Checkpointer = None,
 ) -> AgentGraph:
@@ -52,6 +54,8 @@ def build_agent_graph(
 
     `hints` is an engine, a dial or a level from 0 to 3. A turn that takes more than `max_steps` steps ends the episode.
     `first_step_calls` and `seed` are those of `ModelNode`; the timeouts are seconds for one tool call and one scoring.
+    A reply whose calls cannot be read is answered with what is wrong; with `malformed_ends_turn` it ends the turn, as
+    in BFCL's loop. `model_retry` says when and how often a model call that raised is made again.
     """
     if (environment is None) == (not tools):
         raise TaskError("build_agent_graph needs either an environment or tools, and not both.")
@@ -66,23 +70,26 @@ def build_agent_graph(
         seed=seed,
     )
     builder = StateGraph(EpisodeState)
-    builder.add_node("model", model_node)
+    builder.add_node("model", model_node, retry_policy=model_retry)
     builder.add_node("tools", tool_node)
     if world is None:
         builder.add_edge(START, "model")
         builder.add_conditional_edges("model", _wants_tools, {True: "tools", False: END})
         builder.add_edge("tools", "model")
     else:
-        _add_turns(builder, ProgressNode(world, scorer=scorer, scorer_timeout_s=scorer_timeout_s), max_steps)
+        progress = ProgressNode(world, scorer=scorer, scorer_timeout_s=scorer_timeout_s)
+        _add_turns(builder, progress, max_steps, _has_calls if malformed_ends_turn else _wants_tools)
     return builder.compile(checkpointer=checkpointer, name="envtune_agent")
 
 
-def _add_turns(builder: StateGraph[Any], progress: ProgressNode, max_steps: int) -> None:
+def _add_turns(
+    builder: StateGraph[Any], progress: ProgressNode, max_steps: int, goes_on: Callable[[EpisodeState], bool]
+) -> None:
     builder.add_node("progress", progress)
     builder.add_node("step_limit", _stop_at_step_limit)
     builder.add_edge(START, "progress")
     builder.add_conditional_edges("progress", _has_ended, {True: END, False: "model"})
-    builder.add_conditional_edges("model", _wants_tools, {True: "tools", False: "progress"})
+    builder.add_conditional_edges("model", goes_on, {True: "tools", False: "progress"})
     builder.add_conditional_edges(
         "tools", lambda state: state["step"] > max_steps, {True: "step_limit", False: "model"}
     )
@@ -92,6 +99,11 @@ def _add_turns(builder: StateGraph[Any], progress: ProgressNode, max_steps: int)
 def _wants_tools(state: EpisodeState) -> bool:
     reply = state["messages"][-1]
     return isinstance(reply, AIMessage) and bool(reply.tool_calls or reply.invalid_tool_calls)
+
+
+def _has_calls(state: EpisodeState) -> bool:
+    reply = state["messages"][-1]
+    return isinstance(reply, AIMessage) and bool(reply.tool_calls)
 
 
 def _has_ended(state: EpisodeState) -> bool:

@@ -19,6 +19,8 @@ class EpisodeState(TypedDict, total=False):
     """Model calls made in the open turn."""
     scores: Annotated[list[dict[str, float]], operator.add]
     """One `TurnScore` for each closed turn, as a plain dictionary."""
+    evidence: Annotated[list[dict[str, Any]], operator.add]
+    """The `TurnEvidence` behind each of the scores, as a plain dictionary."""
     world: Any
     """The environment's snapshot."""
     stop_reason: str
