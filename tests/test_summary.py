@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from envtune_agents.summary import next_call_worked, rollout_text, summary_table, totals_by_category
+from envtune_agents.summary import next_call_worked, printable, reasons, rollout_text, summary_table, totals_by_category
 from envtune_agents.types import (
     CallOutcome,
     FailureKind,
@@ -14,6 +14,7 @@ from envtune_agents.types import (
     RolloutTurn,
     StopReason,
     ToolFailure,
+    TurnEvidence,
     TurnScore,
 )
 
@@ -68,3 +69,15 @@ def test_a_rollout_reads_like_a_conversation() -> None:
         "done",
     ):
         assert part in text
+
+
+def test_a_failed_turn_says_why() -> None:
+    evidence = TurnEvidence(0, {"Room": False, "Stock": True}, {"0:ls": False}, differences={"Room": "door: shut"})
+    assert list(reasons(evidence)) == ["state Room: door: shut", "result 0:ls is not as it should be"]
+    assert list(reasons(TurnEvidence(0, {"Room": False}, answered=False))) == ["calls were needed and none was made"]
+    assert list(reasons(TurnEvidence(0, {"Room": True}))) == []
+
+
+def test_a_terminal_is_told_nothing_by_a_model() -> None:
+    assert printable("a\x1b]0;owned\x07\u202eb\ud800") == "a\ufffd]0;owned\ufffd\ufffdb\ufffd"
+    assert printable("naïve 你好 🙂") == "naïve 你好 🙂"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envtune_agents.types import CallOutcome, FailureKind, Rollout, RolloutTurn
+from envtune_agents.types import CallOutcome, FailureKind, Rollout, RolloutTurn, TurnEvidence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 _SHOWN_CHARS = 400
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey instead of show (escape sequences, text direction), and what UTF-8 cannot hold."""
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ def totals_by_category(rollouts: Iterable[Rollout]) -> dict[str, CategoryTotals]
 
 def summary_table(rollouts: Iterable[Rollout]) -> Table:
     """A run as a table, one line for each category and one for all."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold cyan", padding=(0, 1, 0, 0))  # narrow: fits 80 columns
@@ -96,7 +100,7 @@ def summary_table(rollouts: Iterable[Rollout]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     totals = totals_by_category(rollouts)
     for category, row in sorted(totals.items()):
-        table.add_row(category, *_cells(row))
+        table.add_row(escape(printable(category)), *_cells(row))
     whole = _sum(totals.values())
     table.add_section()
     table.add_row("all", *_cells(whole))
@@ -130,13 +134,13 @@ def rollout_text(rollout: Rollout) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(f"{rollout.rollout_id}  ({rollout.model}, hint level {rollout.hint_level})", style="bold")]
+    lines = [Text(printable(f"{rollout.rollout_id}  ({rollout.model}, hint level {rollout.hint_level})"), style="bold")]
     for index, turn in enumerate(rollout.turns):
         lines += [Text(), Text(f"turn {index + 1} of {rollout.n_turns}", style="bold cyan")]
         lines += [Text(text, style=style) for text, style in _turn_lines(turn)]
     reward = "none" if rollout.reward is None else f"{rollout.reward:.2f}"
     end = f"reward {reward}, ended by {rollout.stop_reason.value}"
-    lines += [Text(), Text(end + (f": {rollout.error}" if rollout.error else ""), style="bold")]
+    lines += [Text(), Text(end + (f": {_short(rollout.error)}" if rollout.error else ""), style="bold")]
     return Group(*lines)
 
 
@@ -147,12 +151,30 @@ def _turn_lines(turn: RolloutTurn) -> Iterator[tuple[str, str]]:
         for outcome in step.outcomes:
             yield f"tool   {_short(outcome.raw_content)}", "red" if outcome.failure else "blue"
             if outcome.hint:
-                yield f"hint   [{outcome.hint.rule}] {_short(outcome.hint.text)}", "yellow"
+                yield f"hint   [{printable(outcome.hint.rule)}] {_short(outcome.hint.text)}", "yellow"
     if turn.score:
         score = turn.score
         yield f"score  {score.value:.2f} (state {score.state:.2f}, response {score.response:.2f})", "magenta"
+    if turn.evidence:
+        yield from ((f"why    {reason}", "red") for reason in reasons(turn.evidence))
+
+
+def reasons(evidence: TurnEvidence) -> Iterator[str]:
+    """Why a turn did not score 1: which checks failed, and what differs where the environment can tell."""
+    if evidence.judged and not evidence.answered:
+        yield "calls were needed and none was made"
+        return
+    for title, checks in (("state", evidence.state_checks), ("result", evidence.response_checks)):
+        for name in (name for name, holds in checks.items() if not holds):
+            difference = _short(evidence.differences.get(name, ""))
+            yield f"{title} {printable(name)}" + (f": {difference}" if difference else " is not as it should be")
+
+
+def printable(text: str) -> str:
+    """`text` with replacement characters for what a terminal would obey instead of show."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}… ({len(text):,} characters)"

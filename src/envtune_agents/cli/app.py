@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 out = Console()
 err = Console(stderr=True)
 
@@ -40,6 +41,7 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("stopped; every finished rollout is on disk, run the same command again to go on")
-        sys.exit(130)
+    except SystemExit as end:  # typer turns Ctrl-C into this exit code without a word
+        if end.code == INTERRUPTED:
+            err.print("stopped; every finished rollout is on disk, run the same command again to go on")
+        raise

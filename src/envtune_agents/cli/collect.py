@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from envtune_agents.cli.app import app, err
 from envtune_agents.cli.app import out as console
 from envtune_agents.cli.options import HintsOption, Precision, TasksOption, choose_tasks, split_names
+
+if TYPE_CHECKING:
+    from envtune_agents.rollout import Collected
 
 
 @app.command(name="collect")
@@ -34,6 +37,9 @@ def collect_command(
     stage: Annotated[str, typer.Option(help="Curriculum stage, for the record.")] = "",
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 4,
     seed: Annotated[int, typer.Option(help="Same seed, same rollouts.")] = 0,
+    call_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one tool call.")] = 30.0,
+    episode_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one episode.")] = 1800.0,
+    zstd: Annotated[bool, typer.Option("--zstd", help="Write rollouts.jsonl.zst.")] = False,
     print_rollouts: Annotated[int, typer.Option("--print", min=0, help="Print this many rollouts at the end.")] = 0,
 ) -> None:
     """Play tasks with a model and hinted tools, score every turn, and write the rollouts.
@@ -50,7 +56,7 @@ def collect_command(
     chat_model = ChatTransformers(
         model=model, precision=precision.value, temperature=temperature, max_tokens=max_tokens
     )
-    with RolloutStore(out):
+    with RolloutStore(out, zstd=zstd):
         pass  # a folder that cannot be written is refused before minutes go into loading
     with err.status(f"loading {model}"):
         _ = chat_model.engine.weights
@@ -64,7 +70,11 @@ def collect_command(
             seed=seed,
             concurrency=concurrency,
             progress=True,
+            zstd=zstd,
+            call_timeout_s=call_timeout,
+            episode_timeout_s=episode_timeout,
             hints=source.hint_engine(hints),
+            scorer=source.scorer,
             stage=stage,
             max_steps=max_steps,
             first_step_calls=first_step_calls,
@@ -75,3 +85,14 @@ def collect_command(
         console.print()
     console.print(summary_table(read_rollouts(done.path)))
     console.print(f"{done.written} rollouts written, {done.skipped} were there already: {done.path}", soft_wrap=True)
+    _report(done)
+
+
+def _report(done: Collected) -> None:
+    """What a user must know beyond the table: what took long, and what cannot be trained on."""
+    for slow in done.stragglers[:5]:
+        err.print(f"straggler: {slow.rollout_id} took {slow.seconds:.0f} s, the median is {slow.median_s:.1f} s")
+    if done.drifted:
+        err.print(f"{done.drifted} prompts did not go on from the sampled tokens and opened new branches")
+    if done.untrainable:
+        err.print(f"{done.untrainable} rollouts hold no on-policy token; their tape.note says why")

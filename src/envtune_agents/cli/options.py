@@ -20,6 +20,7 @@ class Precision(StrEnum):
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
     eight_bit = "8bit"
     four_bit = "4bit"
 

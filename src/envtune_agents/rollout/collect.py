@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,20 @@ from langchain_core.language_models import BaseChatModel
 
 from envtune_agents.errors import RecordError, TaskError
 from envtune_agents.hints import as_engine
-from envtune_agents.rollout.episode import EpisodeOptions, model_name, one_line, rollout_id, run_episode
+from envtune_agents.rollout.bar import collection_bar, show
+from envtune_agents.rollout.episode import EpisodeOptions, one_line, rollout_id, run_episode
+from envtune_agents.rollout.manifest import model_name, run_manifest, write_manifest
+from envtune_agents.rollout.pace import Pace, Straggler
 from envtune_agents.rollout.store import RolloutStore
 from envtune_agents.types import Environment, Rollout, StopReason, Task
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-MANIFEST_NAME = "run.json"
-_DECODING = ("precision", "temperature", "max_tokens", "top_p", "top_k")
+log = logging.getLogger(__name__)
+
+_UNWRITTEN = ("hints", "scorer", "model_retry")
+_WATCH_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,12 @@ class Collected:
     """Rollouts that an earlier call had finished."""
     errors: int
     """Rollouts among `written` that ended with an error."""
+    stragglers: tuple[Straggler, ...] = ()
+    """Rollouts among `written` that took more than four times the median."""
+    drifted: int = 0
+    """Model calls whose prompt did not go on exactly from the tokens sampled before: each opened a new branch."""
+    untrainable: int = 0
+    """Rollouts among `written` without a token to train on; `Rollout.tape.note` says why."""
 
 
 async def collect(
@@ -49,25 +60,30 @@ async def collect(
     seed: int = 0,
     concurrency: int = 4,
     progress: bool = False,
+    zstd: bool = False,
+    play: Callable[..., Awaitable[Rollout]] = run_episode,
     **options: Unpack[EpisodeOptions],
 ) -> Collected:
     """Plays every task `samples` times and appends each rollout to `out/rollouts.jsonl` as it ends.
 
     `environment` makes a fresh environment for a task; `concurrency` episodes run at the same time. A rollout that is
     already in the file is skipped, so the same call after a crash goes on where it stopped. `progress` shows a bar with
-    rate and time left. Raises `RecordError` before any work when `out` cannot be written, is full, belongs to another
-    running process, or holds rollouts of other settings.
+    the share solved, the time left and the stragglers; `zstd` writes `rollouts.jsonl.zst`; `play` plays one episode and
+    is called as `run_episode` is. `out/manifest.json` says what the run was made with. Raises `RecordError` before any
+    work when `out` cannot be written, is full, belongs to another running process, or holds rollouts of other settings.
     """
     if samples < 1 or concurrency < 1:
         raise TaskError(f"samples and concurrency are at least 1, got {samples} and {concurrency}.")
-    with RolloutStore(out) as store:
-        _check_manifest(store.folder, _settings(model, seed, options))
+    with RolloutStore(out, zstd=zstd) as store:
+        settings = _settings(seed, options)
+        manifest = await asyncio.to_thread(run_manifest, model, tasks, settings=settings, samples=samples)
+        write_manifest(store.folder, manifest)
         wanted = [(task, sample) for task in tasks for sample in range(samples)]  # a group shares its first prompt
         open_jobs = [(task, n) for task, n in wanted if rollout_id(task.task_id, seed, n) not in store.finished]
-        run = _Run(store, model, environment, seed, options)
-        with _bar(len(wanted), len(wanted) - len(open_jobs)) if progress else nullcontext() as bar:
+        run = _Run(store, model, environment, seed, play, options)
+        with collection_bar(len(wanted), len(wanted) - len(open_jobs)) if progress else nullcontext() as bar:
             await run.play(iter(open_jobs), min(concurrency, len(open_jobs)), bar)
-    return Collected(store.path, len(open_jobs), len(wanted) - len(open_jobs), run.errors)
+    return run.result(len(wanted) - len(open_jobs))
 
 
 class _Run:
@@ -79,40 +95,79 @@ class _Run:
         model: BaseChatModel,
         environment: Callable[[Task], Environment],
         seed: int,
+        play: Callable[..., Awaitable[Rollout]],
         options: EpisodeOptions,
     ) -> None:
         self._store = store
         self._model = model
         self._environment = environment
         self._seed = seed
+        self._play = play
         self._options = options
-        self.errors = 0
-        self._solved = 0
+        self._pace = Pace()
+        self._played = self._solved = self._errors = self._drifted = self._untrainable = 0
+
+    def result(self, skipped: int) -> Collected:
+        return Collected(
+            path=self._store.path,
+            written=self._played,
+            skipped=skipped,
+            errors=self._errors,
+            stragglers=tuple(self._pace.stragglers),
+            drifted=self._drifted,
+            untrainable=self._untrainable,
+        )
 
     async def play(self, jobs: Iterator[tuple[Task, int]], workers: int, bar: Progress | None) -> None:
+        watcher = asyncio.create_task(self._watch(bar))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(self._work(jobs, bar))
         except* RecordError as failed:
             raise failed.exceptions[0] from None
+        finally:
+            watcher.cancel()
 
     async def _work(self, jobs: Iterator[tuple[Task, int]], bar: Progress | None) -> None:
         for task, sample in jobs:
+            name = rollout_id(task.task_id, self._seed, sample)
+            self._pace.start(name)
             rollout = await self._episode(task, sample)
-            self._store.append(rollout)
-            self.errors += rollout.error is not None
-            self._solved += rollout.solved
-            if bar:
-                shown = bar.tasks[0]
-                rate = f"{60 * shown.speed:.1f}/min" if shown.speed else ""
-                bar.update(shown.id, advance=1, solved=self._solved, errors=self.errors, rate=rate)
+            self._pace.end(name)
+            self._count(self._store.append(rollout))
+            self._show(bar)
+
+    def _count(self, rollout: Rollout) -> None:
+        self._played += 1
+        self._errors += rollout.error is not None
+        self._solved += rollout.solved
+        if rollout.tape:
+            self._drifted += rollout.tape.drifted
+            self._untrainable += rollout.tape.broken or not rollout.tape.on_policy_tokens
+
+    def _show(self, bar: Progress | None, advance: int = 1) -> None:
+        if bar:
+            slow = len(self._pace.slow())
+            show(bar, played=self._played, solved=self._solved, errors=self._errors, slow=slow, advance=advance)
+
+    async def _watch(self, bar: Progress | None) -> None:
+        """Reports an episode that takes much longer than the rest, once, while it is still under way."""
+        reported: set[str] = set()
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            for slow in self._pace.slow():
+                if slow.rollout_id not in reported:
+                    reported.add(slow.rollout_id)
+                    log.warning(
+                        "%s has run for %.0f s; the median is %.1f s", slow.rollout_id, slow.seconds, slow.median_s
+                    )
+            self._show(bar, advance=0)
 
     async def _episode(self, task: Task, sample: int) -> Rollout:
         try:
-            return await run_episode(
-                self._model, self._environment(task), seed=self._seed, sample=sample, **self._options
-            )
+            environment = self._environment(task)
+            return await self._play(self._model, environment, seed=self._seed, sample=sample, **self._options)
         except Exception as error:
             return self._failed(task, sample, error)
 
@@ -134,60 +189,14 @@ class _Run:
         )
 
 
-def _settings(model: BaseChatModel, seed: int, options: EpisodeOptions) -> dict[str, Any]:
+def _settings(seed: int, options: EpisodeOptions) -> dict[str, Any]:
     engine = as_engine(options.get("hints", 3))
     scorer = options.get("scorer")
-    plain = {key: value for key, value in options.items() if key not in ("hints", "scorer")}
-    decoding = {name: getattr(model, name) for name in _DECODING if hasattr(model, name)}
+    plain = {key: value for key, value in options.items() if key not in _UNWRITTEN}
     return {
-        "model": model_name(model),
-        "decoding": decoding,
         "seed": seed,
         "dial": asdict(engine.dial),
         "rules": [rule.name for rule in engine.rules],
         "scorer": getattr(scorer, "__name__", type(scorer).__name__) if scorer else "strict_score",
         **plain,
     }
-
-
-def _check_manifest(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings beside the rollouts, or compares them with those already there."""
-    path = folder / MANIFEST_NAME
-    text = json.dumps(settings, indent=1, sort_keys=True)
-    if not path.exists():
-        path.write_text(text + "\n", encoding="utf-8")
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"Cannot read {path}: {error}. Choose another folder.") from error
-    now = json.loads(text)
-    changed = [key for key in sorted({*known, *now}) if known.get(key) != now.get(key)]
-    if changed:
-        differences = "; ".join(f"{key} was {known.get(key)!r}, is {now.get(key)!r}" for key in changed)
-        raise RecordError(f"{folder} holds rollouts of other settings: {differences}. Choose another folder.")
-
-
-def _bar(total: int, finished: int) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("rollouts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[solved]} solved, {task.fields[errors]} errors"),
-        TextColumn("{task.fields[rate]}", style="cyan"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        speed_estimate_period=600,
-    )
-    bar.add_task("rollouts", total=total, completed=finished, solved=0, errors=0, rate="")
-    return bar

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 from langchain_core.exceptions import ContextOverflowError as ProviderContextOverflowError
 from langchain_core.language_models import BaseChatModel
+from langgraph.types import RetryPolicy
 
 from envtune_agents.errors import ContextOverflowError
 from envtune_agents.graph import build_agent_graph
 from envtune_agents.hints import HintDial, HintEngine, as_engine
 from envtune_agents.progress import episode_reward
-from envtune_agents.rollout.record import timings_of, turns_of, usage_of
+from envtune_agents.rollout.manifest import model_name as model_name
+from envtune_agents.rollout.record import template_hash_of, timings_of, turns_of, usage_of
+from envtune_agents.rollout.retry import patient
+from envtune_agents.tape import tape_facts
 from envtune_agents.types import Environment, ProgressScorer, Rollout, StopReason, TurnScore
 
 EPISODE_TIMEOUT_S = 1800.0
@@ -30,6 +36,8 @@ class EpisodeOptions(TypedDict, total=False):
     call_timeout_s: float | None
     scorer_timeout_s: float | None
     first_step_calls: bool
+    malformed_ends_turn: bool
+    model_retry: RetryPolicy | None
     stage: str
     """Curriculum stage, for the record only."""
     episode_timeout_s: float | None
@@ -48,19 +56,22 @@ async def run_episode(
 
     Nothing that the model, a tool, the environment or the scorer does raises out of here: it ends the episode and is
     recorded as its `stop_reason` and `error`. `seed` and `sample` name the rollout and, for models with a seed, set it.
+    A model call that fails for a transient reason is made again, see `patient`. The tape is checked: `Rollout.tape`.
     """
     graph_options: dict[str, Any] = dict(options)
     stage = graph_options.pop("stage", "")
     timeout_s = graph_options.pop("episode_timeout_s", EPISODE_TIMEOUT_S)
-    graph_options["hints"] = engine = as_engine(graph_options.get("hints", 3))
+    graph_options.setdefault("model_retry", patient())
+    graph_options["hints"] = engine = as_engine(graph_options.get("hints", 3)).for_episode(environment.task, stage)
     episode_seed = (seed * 7_919 + sample * 104_729) % 2**31
     graph = build_agent_graph(model, environment, seed=episode_seed, **graph_options)
     started = time.perf_counter()
     state, stop_reason, error = await _play(graph, timeout_s)
-    turns = turns_of(state.get("messages", []), state.get("scores", []))
+    messages = state.get("messages", [])
+    turns = turns_of(messages, state.get("scores", []), state.get("evidence", []))
     scores = [TurnScore(**score) for score in state.get("scores", [])]
     task = environment.task
-    return Rollout(
+    rollout = Rollout(
         rollout_id=rollout_id(task.task_id, seed, sample),
         task_id=task.task_id,
         category=task.category,
@@ -74,9 +85,11 @@ async def run_episode(
         reward=None if error else episode_reward(scores, len(task.turns)),
         stop_reason=stop_reason,
         error=error,
-        usage=usage_of(state.get("messages", [])),
+        usage=usage_of(messages),
         timings=timings_of(turns, time.perf_counter() - started),
+        template_hash=template_hash_of(messages),
     )
+    return replace(rollout, tape=tape_facts(rollout, decode=_decoder(model) if rollout.template_hash else None))
 
 
 async def _play(graph: Any, timeout_s: float | None) -> tuple[dict[str, Any], StopReason, str | None]:
@@ -95,6 +108,12 @@ async def _play(graph: Any, timeout_s: float | None) -> tuple[dict[str, Any], St
     return state, StopReason(state["stop_reason"]), None
 
 
+def _decoder(model: Any) -> Callable[[Sequence[int]], str] | None:
+    """The model's own detokenizer, special tokens kept, where it runs in this process."""
+    weights = getattr(getattr(model, "engine", None), "weights", None)
+    return getattr(weights, "decode", None)
+
+
 def one_line(error: BaseException) -> str:
     """An exception as a record keeps it: its type and message, on one line, without a traceback."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:1000]
@@ -103,9 +122,3 @@ def one_line(error: BaseException) -> str:
 def rollout_id(task_id: str, seed: int, sample: int) -> str:
     """The name of one rollout: the same task, seed and sample give the same name, which resuming relies on."""
     return f"{task_id}/{seed}/{sample}"
-
-
-def model_name(model: BaseChatModel) -> str:
-    """The name a record gives a model: its `model_name` or `model` field, otherwise its kind."""
-    name = getattr(model, "model_name", None) or getattr(model, "model", None)
-    return str(name or model._llm_type)

@@ -16,13 +16,21 @@ from envtune_agents.types import (
     RolloutTurn,
     Timings,
     TokenTrace,
+    TurnEvidence,
     TurnScore,
     Usage,
 )
 
 
-def turns_of(messages: Sequence[AnyMessage], scores: Sequence[Mapping[str, float]]) -> tuple[RolloutTurn, ...]:
-    """The turns of a conversation: each human message opens one, each AI message is a step."""
+def turns_of(
+    messages: Sequence[AnyMessage],
+    scores: Sequence[Mapping[str, float]],
+    evidence: Sequence[Mapping[str, Any]] = (),
+) -> tuple[RolloutTurn, ...]:
+    """The turns of a conversation: each human message opens one, each AI message is a step.
+
+    `scores` and `evidence` hold one plain `TurnScore` and `TurnEvidence` for each turn that was closed.
+    """
     groups: list[tuple[str, list[AnyMessage]]] = []
     for message in messages:
         if isinstance(message, HumanMessage):
@@ -30,9 +38,20 @@ def turns_of(messages: Sequence[AnyMessage], scores: Sequence[Mapping[str, float
         elif groups:
             groups[-1][1].append(message)
     return tuple(
-        RolloutTurn(user, tuple(_steps(group)), TurnScore(**scores[index]) if index < len(scores) else None)
+        RolloutTurn(
+            user,
+            tuple(_steps(group)),
+            TurnScore(**scores[index]) if index < len(scores) else None,
+            TurnEvidence(**evidence[index]) if index < len(evidence) else None,
+        )
         for index, (user, group) in enumerate(groups)
     )
+
+
+def template_hash_of(messages: Iterable[AnyMessage]) -> str:
+    """The chat template that rendered a conversation's prompts; "" when no reply says."""
+    traces = (message.response_metadata.get(TOKEN_TRACE_KEY) for message in messages if isinstance(message, AIMessage))
+    return next((str(fields.get("template_hash") or "") for fields in traces if fields), "")
 
 
 def usage_of(messages: Iterable[AnyMessage]) -> Usage:

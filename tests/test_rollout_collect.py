@@ -1,0 +1,176 @@
+"""Many episodes at once: retries, stragglers, the tape on the way, Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envtune_agents.playground import Playground, playground_tasks
+from envtune_agents.rollout import RolloutStore, collect, patient, read_rollouts, run_episode, transient
+from envtune_agents.rollout.pace import Pace
+from envtune_agents.testing import ScriptedChatModel, solution_model, tiny_qwen
+from envtune_agents.testing.token_script import TokenScript, tokenizer_only
+from envtune_agents.types import Rollout, StopReason
+
+TASKS = playground_tasks(0, 4)
+
+
+class AnsweredError(Exception):
+    """An HTTP error as client libraries raise it."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+
+
+def flaky(error: Exception, times: int) -> ScriptedChatModel:
+    """Fails `times` times in all, then says "Hm."."""
+    left = [times]
+
+    def reply(messages: list[Any]) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return "Hm."
+
+    return ScriptedChatModel(script=reply)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("gone"), TimeoutError(), AnsweredError(503), AnsweredError(429)]
+)
+async def test_a_transient_failure_of_the_model_is_tried_again(error: Exception) -> None:
+    assert transient(error)
+    model = flaky(error, 2)
+    rollout = await run_episode(model, Playground(TASKS[0]), model_retry=patient(attempts=3, first_wait_s=0.01))
+    assert (rollout.stop_reason, rollout.error) == (StopReason.DONE, None)
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), AnsweredError(400), AnsweredError(401), ZeroDivisionError()])
+async def test_another_failure_is_not(error: Exception) -> None:
+    assert not transient(error)
+    started = time.monotonic()
+    rollout = await run_episode(flaky(error, 1), Playground(TASKS[0]))
+    assert rollout.stop_reason is StopReason.ERROR
+    assert time.monotonic() - started < 5
+
+
+async def test_which_failures_and_how_often_is_the_users_choice() -> None:
+    policy = patient(attempts=2, first_wait_s=0.01)._replace(retry_on=ZeroDivisionError)
+    rollout = await run_episode(flaky(ZeroDivisionError(), 1), Playground(TASKS[0]), model_retry=policy)
+    assert rollout.error is None
+    rollout = await run_episode(flaky(ZeroDivisionError(), 2), Playground(TASKS[0]), model_retry=policy)
+    assert rollout.error == "ZeroDivisionError: "
+    rollout = await run_episode(flaky(ConnectionResetError("gone"), 1), Playground(TASKS[0]), model_retry=None)
+    assert rollout.error == "ConnectionResetError: gone"
+
+
+async def test_waiting_for_another_try_ends_with_the_episode() -> None:
+    rollout = await run_episode(
+        flaky(ConnectionResetError(), 99),
+        Playground(TASKS[0]),
+        model_retry=patient(first_wait_s=60),
+        episode_timeout_s=0.2,
+    )
+    assert rollout.stop_reason is StopReason.TIMEOUT
+
+
+def test_a_straggler_takes_four_times_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = Pace()
+    for name in "abcdefgh":
+        pace.start(name)
+        now[0] += 1
+        pace.end(name)
+    pace.start("slow")
+    now[0] += 3
+    assert pace.slow() == []
+    now[0] += 2
+    assert [slow.rollout_id for slow in pace.slow()] == ["slow"]
+    pace.end("slow")
+    (straggler,) = pace.stragglers
+    assert (straggler.rollout_id, straggler.seconds, straggler.median_s) == ("slow", 5.0, 1.0)
+    assert pace.slow() == []
+
+
+async def test_collect_reports_stragglers(tmp_path: Path) -> None:
+    played = await run_episode(solution_model(TASKS), Playground(TASKS[0]))
+
+    async def play(model: Any, environment: Playground, *, seed: int, sample: int, **_: Any) -> Rollout:
+        if sample == 19:
+            await asyncio.sleep(1.5)
+        return dataclasses.replace(played, rollout_id=f"{environment.task.task_id}/{seed}/{sample}")
+
+    model = solution_model(TASKS)
+    done = await collect(TASKS[:1], model, Playground, out=tmp_path, samples=20, concurrency=2, play=play)
+    (straggler,) = done.stragglers
+    assert straggler.rollout_id == f"{TASKS[0].task_id}/0/19"
+    assert straggler.seconds > 1.4
+    assert done.written == 20
+
+
+async def test_collect_counts_what_cannot_be_trained_on(tmp_path: Path) -> None:
+    done = await collect(TASKS, solution_model(TASKS), Playground, out=tmp_path / "untraced")
+    assert (done.written, done.untrainable, done.drifted) == (4, 4, 0)
+    weights = tokenizer_only(str(tiny_qwen(tmp_path / "tiny")))
+    model = TokenScript(model="scripted", script=["One.", "Two.", "Three.", "Four."], scripted_weights=weights)
+    done = await collect(TASKS[:1], model, Playground, out=tmp_path / "traced")
+    assert (done.untrainable, done.drifted) == (0, 0)
+    (rollout,) = read_rollouts(tmp_path / "traced")
+    assert rollout.tape
+    assert rollout.tape.branches == 1
+    assert len(rollout.template_hash) == 16
+    assert rollout.turns[0].evidence is not None
+
+
+STOPPED = """
+import asyncio, sys, time
+sys.argv = ["envtune"]
+from pathlib import Path
+from envtune_agents.cli import app as cli
+from envtune_agents.cli.app import app
+from envtune_agents.playground import Playground, playground_tasks
+from envtune_agents.rollout import collect
+from envtune_agents.testing import ScriptedChatModel
+TASKS = playground_tasks(0, 4)
+slow = ScriptedChatModel(script=lambda messages: (time.sleep(0.01), "Hm.")[1])
+
+@app.command("go")
+def go() -> None:
+    asyncio.run(collect(TASKS, slow, Playground, out=Path("run"), samples=500, concurrency=4, zstd=True))
+
+from envtune_agents.cli import main
+sys.argv = ["envtune", "go"]
+main()
+"""
+
+
+def test_ctrl_c_finishes_writing_and_says_how_to_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    path = tmp_path / "run" / "rollouts.jsonl.zst"
+    with subprocess.Popen([sys.executable, "-c", STOPPED], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while (
+            running.poll() is None
+            and time.monotonic() < deadline
+            and not (path.exists() and path.stat().st_size > 2_000)
+        ):
+            time.sleep(0.02)
+        os.kill(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "run the same command again to go on" in said
+    kept = [rollout.rollout_id for rollout in read_rollouts(path)]
+    assert 0 < len(kept) < 2000
+    with RolloutStore(tmp_path / "run", zstd=True) as store:
+        assert store.finished == set(kept)
