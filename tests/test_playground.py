@@ -1,13 +1,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from envtune_agents.errors import EnvironmentStateError, TaskError
-from envtune_agents.playground import CATEGORIES, Playground, playground_tasks
+from envtune_agents.hints import HintDial, HintEngine, tool_schemas
+from envtune_agents.playground import (
+    CATEGORIES,
+    HELD_OUT_DOMAIN,
+    PLAYGROUND_RULES,
+    TRAINING_DOMAINS,
+    Playground,
+    generated_tasks,
+    playground_tasks,
+)
 from envtune_agents.progress import strict_score
-from envtune_agents.types import Environment, Forkable, Task
+from envtune_agents.qwen import render_prompt
+from envtune_agents.types import Environment, Forkable, Task, ToolCall
 
 TASKS = [task for seed in range(5) for task in playground_tasks(seed, 8)]
 
@@ -81,3 +93,112 @@ def test_a_fork_is_an_independent_world_and_a_snapshot_is_json() -> None:
     assert environment.snapshot() != start
     assert strict_score(twin.close_turn()).value == 0.0
     assert strict_score(environment.close_turn()).value == 1.0
+
+
+GENERATED = [
+    *generated_tasks(0, 48),
+    *generated_tasks(3, 48, other_names=True),
+    *generated_tasks(4, 12, domains=(HELD_OUT_DOMAIN,)),
+]
+
+
+@pytest.mark.parametrize("task", GENERATED, ids=lambda task: task.task_id)
+def test_generated_tasks_have_one_to_four_turns_and_their_solution_scores_1(task: Task) -> None:
+    assert 1 <= len(task.turns) <= 4
+    assert play(Playground(task), task) == [1.0] * len(task.turns)
+
+
+def test_generated_tasks_are_drawn_from_the_seed_in_all_domains_and_categories() -> None:
+    assert generated_tasks(0, 24) == generated_tasks(0, 24)
+    assert {task.turns for task in generated_tasks(0, 24)} != {task.turns for task in generated_tasks(1, 24)}
+    found = {(task.data["domain"], task.category) for task in generated_tasks(0, 24)}
+    assert found == {(domain, category) for domain in TRAINING_DOMAINS for category in CATEGORIES}
+    assert len({task.task_id for task in GENERATED}) == len(GENERATED)
+    with pytest.raises(TaskError, match="Known: files"):
+        generated_tasks(0, 1, domains=("garden",))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_seed_is_without_tasks(seed: int) -> None:
+    assert len(generated_tasks(seed, 60)) == 60
+
+
+def words_of(tasks: list[Task]) -> tuple[set[str], set[str]]:
+    """The names of the tools that these tasks begin with, and of their arguments."""
+    tools = []
+    for task in tasks:
+        environment = Playground(task)
+        environment.open_turn()
+        tools += environment.tools()
+    return {tool.name for tool in tools}, {name for tool in tools for name in tool.args}
+
+
+def test_held_out_generators_share_no_tool_name_with_training() -> None:
+    tools, arguments = words_of(generated_tasks(0, 24))
+    other_tools, other_arguments = words_of(generated_tasks(0, 24, other_names=True))
+    assert not tools & other_tools
+    assert not arguments & other_arguments
+    assert not tools & words_of(playground_tasks(0, 4))[0]
+
+
+def test_a_missing_value_and_a_missing_tool_cannot_be_done_before_they_come() -> None:
+    for category in ("miss_func", "miss_param"):
+        for task in generated_tasks(0, 24, category):
+            assert task.data["solution"][-2] == []
+            assert task.data["solution"][-1]
+    task = generated_tasks(0, 4, "miss_func", domains=("mail",))[0]
+    environment, visible = Playground(task), []
+    (held,) = task.data["held_back"]
+    while environment.open_turn() is not None:
+        visible.append(held in [tool.name for tool in environment.tools()])
+        environment.close_turn()
+    assert visible == [False] * (len(task.turns) - 1) + [True]
+
+
+def test_a_prompt_is_short_enough_to_train_on_a_cpu() -> None:
+    """150 to 500 tokens are 600 to 2,000 characters of this text."""
+    for task in GENERATED[:96]:
+        environment = Playground(task)
+        user = environment.open_turn()
+        offered = [convert_to_openai_tool(tool) for tool in environment.tools()]
+        assert 600 < len(render_prompt([{"role": "user", "content": user}], offered)) < 2_300
+
+
+@pytest.mark.parametrize(
+    ("domain", "calls", "says"),
+    [
+        ("mail", [("send_message", {"contact_id": "c1", "text": "x"})], "Call sign_in first"),
+        ("mail", [("sign_in", {}), ("send_message", {"contact_id": "Mia", "text": "x"})], "Call find_contact"),
+        ("mail", [("sign_in", {}), ("delete_message", {"message_id": "Mia"})], "Call list_messages"),
+        ("files", [("read_file", {"file": "plan.txt"})], "Call open_folder"),
+        ("files", [("list_files", {})], "Call open_folder"),
+        ("travel", [("book_trip", {"trip_id": "Oslo", "seats": 1})], "Call search_trip"),
+    ],
+)
+def test_each_curt_error_has_a_hint_that_names_a_visible_tool_and_no_value(
+    domain: str, calls: list[tuple[str, dict[str, Any]]], says: str
+) -> None:
+    environment = Playground(generated_tasks(0, 12, "base", domains=(domain,))[0])
+    environment.open_turn()
+    tools = {tool.name: tool for tool in environment.tools()}
+    answers = [tools[name].invoke(args) for name, args in calls]
+    engine = HintEngine(PLAYGROUND_RULES, HintDial(3))
+    name, args = calls[-1]
+    outcome = engine.outcome(ToolCall(name, args), json.dumps(answers[-1]), tools=tool_schemas(environment.tools()))
+    assert outcome.hint is not None
+    assert says in outcome.hint.text
+    assert outcome.hint.rule.startswith("playground.")
+
+
+def test_a_booking_without_a_card_is_hinted_at() -> None:
+    task = next(t for t in generated_tasks(0, 48, domains=("travel",)) if t.turns[0].startswith("Book "))
+    environment = Playground(task)
+    environment.open_turn()
+    tools = {tool.name: tool for tool in environment.tools()}
+    trip = next(iter(task.data["start"]["trips"].values()))["trip_id"]
+    call = ToolCall("book_trip", {"trip_id": trip, "seats": 1})
+    answer = json.dumps(tools["book_trip"].invoke(call.args))
+    engine = HintEngine(PLAYGROUND_RULES, HintDial(3))
+    hint = engine.outcome(call, answer, tools=tool_schemas(environment.tools())).hint
+    assert hint is not None
+    assert "Call add_card" in hint.text

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from envtune_agents.errors import ScorerError
-from envtune_agents.progress import checked_score, episode_reward, format_reward, partial_score, strict_score
+from envtune_agents.progress import (
+    BINARY_REWARD,
+    PROGRESS_REWARD,
+    RewardMix,
+    checked_score,
+    episode_reward,
+    format_reward,
+    partial_score,
+    strict_score,
+)
 from envtune_agents.types import (
     CallOutcome,
     FailureKind,
@@ -92,3 +102,21 @@ def test_the_format_reward_of_the_first_stage() -> None:
     assert format_reward(rollout((broken,))) == 0.0
     assert format_reward(rollout((good,), ())) == 2.0
     assert format_reward(rollout((good,), (bad,), (broken,), ())) == pytest.approx(3 / 4 + 1 / 2)
+
+
+def test_a_reward_mix_is_the_weighted_sum_of_its_parts() -> None:
+    good, bad = None, FailureKind.TOOL_ERROR
+    half = replace(rollout((good,), (bad,)), reward=0.5)
+    assert RewardMix(format=0.1, progress=1.0).parts(half) == {"format": pytest.approx(0.15), "progress": 0.5}
+    assert RewardMix(format=0.1, progress=1.0)(half) == pytest.approx(0.65)
+    assert BINARY_REWARD(half) == 0.0
+    turn = replace(half.turns[0], score=TurnScore(1.0, 1.0, 1.0))
+    assert BINARY_REWARD(replace(half, turns=(turn,))) == 1.0
+
+
+def test_a_failed_rollout_has_no_reward_and_weights_must_say_something() -> None:
+    with pytest.raises(ScorerError, match="no reward"):
+        PROGRESS_REWARD(replace(rollout(()), reward=None, error="boom"))
+    for weights in ({}, {"progress": float("nan")}):
+        with pytest.raises(ScorerError, match="finite weights"):
+            RewardMix(**weights)

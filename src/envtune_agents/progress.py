@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from envtune_agents.errors import ScorerError
 from envtune_agents.types import (
@@ -89,3 +90,47 @@ def format_reward(rollout: Rollout) -> float:
 
 def _malformed(failure: object) -> bool:
     return getattr(failure, "kind", None) is FailureKind.MALFORMED_CALL
+
+
+@dataclass(frozen=True, slots=True)
+class RewardMix:
+    """An episode's number for a trainer: a weighted sum of parts, each a property of its rollout.
+
+    RewardMix(progress=1.0)(rollout)                       # the paper's progress reward, in [0, 1]
+    RewardMix(progress=1.0, format=0.1).parts(rollout)     # {"format": 0.15, "progress": 0.5}
+    """
+
+    format: float = 0.0
+    """Weight of `format_reward`, which lies in [0, 2]."""
+    progress: float = 0.0
+    """Weight of the mean turn score, in [0, 1] (`Rollout.reward`)."""
+    solved: float = 0.0
+    """Weight of the binary verdict: 1 when every turn scored 1, else 0."""
+
+    def __post_init__(self) -> None:
+        weights = (self.format, self.progress, self.solved)
+        if not all(math.isfinite(weight) for weight in weights) or not any(weights):
+            raise ScorerError(f"A reward needs finite weights, at least one of them not 0; got {weights}.")
+
+    def parts(self, rollout: Rollout) -> dict[str, float]:
+        """Each part that has a weight, already weighted. A rollout with an error has no reward: `ScorerError`."""
+        if rollout.error is not None or rollout.reward is None:
+            raise ScorerError(f"The rollout {rollout.rollout_id} has no reward, it ended with: {rollout.error}.")
+        worth = {
+            "format": format_reward(rollout) if self.format else 0.0,
+            "progress": rollout.reward,
+            "solved": float(rollout.solved),
+        }
+        return {name: weight * worth[name] for name in worth if (weight := getattr(self, name))}
+
+    def __call__(self, rollout: Rollout) -> float:
+        """The sum of the parts."""
+        return sum(self.parts(rollout).values())
+
+
+FORMAT_REWARD = RewardMix(format=1.0)
+"""Stage 1: R = I_tool · (R_format + R_tool), in [0, 2] (paper section 3.4)."""
+PROGRESS_REWARD = RewardMix(progress=1.0)
+"""Stages 2 to 4: R_P, in [0, 1] (paper section 3.4)."""
+BINARY_REWARD = RewardMix(solved=1.0)
+"""All or nothing; the paper's ablation, under which it learns almost nothing on the hard categories."""
