@@ -1,0 +1,209 @@
+"""What happens while a stage trains: validation, the curriculum's decision, the live table, the guard against NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from envtune_agents.curriculum import Curriculum, Decision, Evaluation, Move
+from envtune_agents.task_source import TaskSource
+from envtune_agents.types import Task
+from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily, summary_of
+from envtune_trl.settings import TrainSettings
+
+DIFFICULTY = "difficulty.json"
+"""File of a stage in which its `DifficultyController` is kept."""
+COLUMNS = (
+    "stage",
+    "step",
+    "reward",
+    "progress",
+    "solved",
+    "hints",
+    "uptake",
+    "format errors",
+    "mixed",
+    "grad norm",
+    "kl",
+)
+
+
+class Table:
+    """Prints one line for each training step and each decision; a terminal gets a live table instead."""
+
+    def __init__(self, console: Any = None) -> None:
+        self._console = console
+        self._live: Any = None
+        self._rows: list[list[str]] = []
+        self._note = ""
+
+    def start(self) -> None:
+        """Shows the table from now on."""
+        if self._console is not None and self._console.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=self._console, refresh_per_second=2)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Leaves the table as it stands."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def add(self, cells: Sequence[str]) -> None:
+        """One training step."""
+        self._rows.append(list(cells))
+        self._show(" ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True)))
+
+    def note(self, text: str) -> None:
+        """A decision or an event, in words."""
+        self._note = text
+        self._show(text)
+
+    def _show(self, line: str) -> None:
+        if self._live is not None:
+            self._live.update(self._drawn())
+        elif self._console is not None:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _drawn(self) -> Any:
+        from rich.table import Table as RichTable
+
+        table = RichTable(*COLUMNS, box=None, caption=self._note, caption_justify="left")
+        for row in self._rows[-20:]:
+            table.add_row(*row)
+        return table
+
+
+@dataclass(slots=True)
+class StageProgress:
+    """The bookkeeping of one stage."""
+
+    curriculum: Curriculum
+    rollouts: EpisodeRollouts
+    held_out: Sequence[Task]
+    source: TaskSource
+    settings: TrainSettings
+    table: Table
+    steps: int
+    """Most steps of the stage."""
+    move: Move = Move.STAY
+    _norms: list[float] = field(default_factory=list)
+
+    def callback(self) -> Any:
+        """The transformers callback that does it."""
+        from transformers import TrainerCallback
+
+        progress = self
+
+        class Callback(TrainerCallback):
+            """Passes the trainer's events on."""
+
+            def on_log(
+                self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any
+            ) -> None:
+                step = state.global_step
+                if "grad_norm" not in (logs or {}):
+                    return  # the summary at the end of training
+                progress.logged(step, dict(logs), control, Path(args.output_dir))
+                due = step % progress.settings.evaluate_every == 0 or step >= progress.steps
+                if due and progress.move is Move.STAY:
+                    progress.evaluate(step, control, model)
+
+        return Callback()
+
+    def logged(self, step: int, logs: dict[str, Any], control: Any, folder: Path) -> None:
+        """One training step's numbers: into the table and the stage's `metrics.jsonl`."""
+        norm, loss = float(logs["grad_norm"]), float(logs.get("loss", 0.0))
+        note = self.rollouts.notes[-1] if self.rollouts.notes else {}
+        record = {
+            "stage": self.rollouts.stage.name,
+            "step": step,
+            "grad_norm": norm,
+            "loss": loss,
+            "reward": logs.get("reward"),
+            "kl": logs.get("kl"),
+            **note,
+        }
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.rollouts.difficulty is not None:
+            (folder / DIFFICULTY).write_text(json.dumps(self.rollouts.difficulty.state()), encoding="utf-8")
+        self.table.add([_cell(record, name) for name in COLUMNS])
+        self._norms.append(norm)
+        if not math.isfinite(norm) or not math.isfinite(loss):
+            self._decide(Evaluation(step, 0.0, (float("nan"),)), control)
+        elif note and note["mixed_groups"] == 0.0:
+            self.table.note(
+                f"step {step}: every group's rewards are equal, so this step teaches nothing. If it stays so at 0, "
+                "warm the model up with rollouts, raise the hint level, or take easier tasks; if at the top, go on."
+            )
+
+    def evaluate(self, step: int, control: Any, model: Any = None) -> None:
+        """Greedy validation without hints, and what the curriculum makes of it."""
+        seen = self.curriculum.evaluations
+        if seen and step <= seen[-1].step:
+            return  # a resumed stage passes points again that were judged before
+        was_training = bool(model is not None and model.training)
+        if model is not None:
+            model.eval()
+        stage = self.rollouts.stage
+        plain = self._validate(0)
+        gap = self._validate(stage.hint_level)["progress"] - plain["progress"] if stage.augmented else None
+        if was_training:
+            model.train()
+        recent = self.rollouts.notes[-self.settings.evaluate_every :]
+        self._decide(
+            Evaluation(
+                step=step,
+                score=plain["solved"],
+                grad_norms=tuple(self._norms),
+                success=_mean([note["solved"] for note in recent]),
+                mixed_groups=_mean([note["mixed_groups"] for note in recent]),
+                hint_gap=gap,
+            ),
+            control,
+        )
+        self._norms.clear()
+
+    def _validate(self, level: int) -> dict[str, float]:
+        rollouts = evaluate_greedily(
+            self.rollouts.engine,
+            self.held_out,
+            self.source.environment,
+            self.source.hint_engine(level),
+            self.settings,
+            self.rollouts.stage.name,
+        )
+        return summary_of(rollouts)
+
+    def _decide(self, evaluation: Evaluation, control: Any) -> Decision:
+        decision = self.curriculum.observe(evaluation)
+        self.move = decision.move
+        self.table.note(f"validation {evaluation.score:.3f}. {decision}")
+        if decision.move is not Move.STAY:
+            control.should_save = decision.move is not Move.STOP  # broken weights must not become the newest checkpoint
+            control.should_training_stop = True
+        return decision
+
+
+_FIELDS = {
+    "uptake": "hint_uptake",
+    "format errors": "format_errors",
+    "mixed": "mixed_groups",
+    "grad norm": "grad_norm",
+}
+
+
+def _cell(record: dict[str, Any], column: str) -> str:
+    value = record.get(_FIELDS.get(column, column))
+    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

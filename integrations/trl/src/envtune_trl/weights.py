@@ -1,0 +1,143 @@
+"""The trainer's model at a stage: loaded, wrapped in LoRA where asked for, and written back."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from envtune_agents.engine import Engine
+from envtune_agents.errors import WeightsError
+from envtune_agents.weights import Weights, load_weights
+from envtune_trl.settings import TrainSettings
+
+ADAPTER, FULL = "adapter", "model"
+"""Names of the folders that weights are written to: a LoRA adapter, or all weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model that can be trained, and the engine that speaks for it."""
+
+    weights: Weights
+    model: Any
+    """The transformers model, or the PEFT model around it."""
+
+    def engine(self) -> Engine:
+        """An engine over this very model: it decodes with whatever weights the trainer has written."""
+        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return Engine(lambda: replace(self.weights, model=_AsItIs(bare)))
+
+
+class _AsItIs:
+    """A model whose adapters are the trainer's business: the engine must neither choose one nor switch them off."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "peft_config":
+            raise AttributeError(name)
+        return getattr(self._model, name)
+
+
+def load_policy(model: str | Path, settings: TrainSettings, start: Path | None) -> Policy:
+    """The policy to train: `model`, or the weights in folder `start` when a stage has been trained before."""
+    full = start is not None and not settings.lora
+    source = str(start) if full else model
+    weights = load_weights(source, settings.precision, max_context=settings.max_context)
+    loaded = _trainable_form(weights.model, settings)
+    if not settings.lora:
+        if settings.precision in ("8bit", "4bit"):
+            raise WeightsError(f"Weights held in {settings.precision} cannot be trained; give lora a rank.")
+        return Policy(weights, loaded.requires_grad_(True))
+    return Policy(weights, _with_adapter(loaded, settings, start))
+
+
+def _with_adapter(model: Any, settings: TrainSettings, start: Path | None) -> Any:
+    peft: Any = import_module("peft")  # its types are incomplete
+    if settings.precision in ("8bit", "4bit"):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
+    if start is not None:
+        return peft.PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    config = peft.LoraConfig(
+        r=settings.lora,
+        lora_alpha=2 * settings.lora,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config)
+
+
+def _trainable_form(model: Any, settings: TrainSettings) -> Any:
+    """Weights read from a GGUF file are dense, but transformers 5 still calls them quantised and refuses to save."""
+    method = getattr(getattr(model.config, "quantization_config", None), "quant_method", None)
+    if "gguf" in str(method).lower():
+        if not settings.lora and settings.kl:
+            raise WeightsError(
+                "All weights of a GGUF file cannot be trained with a KL term: the trainer reads the reference weights "
+                "anew, from safetensors. Give lora a rank, set kl to 0, or save the checkpoint as safetensors first."
+            )
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+    return model
+
+
+def save_policy(policy: Policy, model: Any, folder: Path, settings: TrainSettings) -> Path:
+    """Writes the weights so that `load_policy` and `ChatTransformers` find them; gives their folder."""
+    target = folder / (ADAPTER if settings.lora else FULL)
+    if settings.lora:
+        model.save_pretrained(str(target), selected_adapters=["default"])
+        (target / "README.md").unlink(missing_ok=True)  # peft's empty form; ours is written when it can be filled in
+    else:
+        model.save_pretrained(str(target), safe_serialization=True)
+        policy.weights.tokenizer.save_pretrained(str(target))
+    return target
+
+
+def merged(policy: Policy, model: Any, folder: Path) -> Path:
+    """Writes the weights with the adapter merged in, as a checkpoint of its own."""
+    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    whole.save_pretrained(str(folder), safe_serialization=True)
+    policy.weights.tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def fingerprint(model: str | Path) -> str:
+    """What tells one checkpoint from another: the names and sizes of its files, or its name for a hub id."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return str(model)
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    text = "|".join(f"{file.name}:{file.stat().st_size}" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_prefix_preserving(policy: Policy) -> None:
+    """Raises `WeightsError` when the chat template rewrites earlier replies, with what follows from it and what to do.
+
+    Such a template breaks a conversation into many branches; each is trained right, but a row holds only one reply.
+    """
+    from envtune_agents.chat_model.template import template_for
+
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+    first: list[dict[str, Any]] = [{"role": "user", "content": "one"}]
+    then = [*first, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "two"}]
+    last = [*then, {"role": "assistant", "content": "three"}, {"role": "user", "content": "four"}]
+    template = template_for(policy.weights, "auto", last, tools, None)
+    texts = [template.render(messages, tools) for messages in (first, then, last)]
+    ends = [text.rstrip().removesuffix("<|im_start|>assistant").rstrip() for text in texts]
+    if not (texts[1].startswith(ends[0]) and texts[2].startswith(ends[1])):
+        raise WeightsError(
+            f"The chat template of '{policy.weights.name}' is not prefix-preserving: it writes earlier replies anew "
+            "when the conversation goes on, so sampled tokens cannot be trained as they stand. Use an Instruct "
+            "checkpoint without hidden thoughts, such as Qwen3-4B-Instruct-2507, or give the checkpoint a chat "
+            "template that keeps every earlier message."
+        )
