@@ -1,0 +1,346 @@
+"""Worker processes that play LangGraph episodes, and ask the one process with the model for every reply.
+
+An episode is the library's own: `run_episode` with `ChatTransformers`, hints, scores and token tape. Only the engine is
+another: it sends prompt ids through a pipe and waits for sampled ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import multiprocessing as mp
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Row = tuple[list[int], list[int], list[int], list[float]]
+"""One token-continuous branch: prompt ids, completion ids, loss mask, logprobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One episode to play."""
+
+    key: int
+    """Unique in its phase."""
+    task: Any
+    hint_level: int
+    temperature: float
+    max_new: int
+    max_steps: int
+    script: str = ""
+    """"" asks the model; "expert" and "clumsy" are played by a script instead (see `scripts`)."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What is kept of an episode."""
+
+    key: int
+    task_id: str
+    category: str
+    progress: float | None
+    """Mean turn score; None after an error."""
+    format: float
+    """The format reward, in [0, 2]."""
+    solved: bool
+    stop: str
+    error: str | None
+    calls: int
+    failures: int
+    malformed: int
+    hints: int
+    hint_tokens: int
+    """Characters of hint text divided by 4."""
+    fixed: int
+    """Hints after which the next such call worked."""
+    rows: list[Row]
+    drifted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a worker must know of the model."""
+
+    folder: str
+    """Tokenizer files."""
+    end_ids: tuple[int, ...]
+    context: int
+
+
+def play_all(workers: Workers, jobs: Sequence[Job], decoder: Any, slots: int) -> list[Played]:
+    """Plays all jobs, at most `slots` at the same time; slot k is given to the k-th job that is open."""
+    from decoder import Ask
+
+    free, waiting = list(range(slots))[::-1], list(jobs)[::-1]
+    slot_of: dict[int, int] = {}
+    done: list[Played] = []
+    preset = {job.key: index for index, job in enumerate(jobs)} if len(jobs) <= slots else None
+    while waiting and free:
+        _start(workers, waiting.pop(), free, slot_of, preset)
+    while len(done) < len(jobs):
+        for worker, message in workers.receive(0.0 if decoder.busy else 5.0):
+            kind, body = message
+            if kind == "done":
+                done.append(body)
+                free.append(slot_of.pop(body.key))
+                if waiting:
+                    _start(workers, waiting.pop(), free, slot_of, preset)
+            elif kind == "failed":
+                raise RuntimeError(f"worker {worker}: {body}")
+            else:
+                for number, key, prompt, max_new, temperature in body:
+                    decoder.ask(Ask((worker, number), slot_of[key], prompt, max_new, temperature))
+        answers: dict[int, list[Any]] = {}
+        for reply in decoder.step():
+            worker, number = reply.key
+            answers.setdefault(worker, []).append((number, reply.ids, reply.logprobs, reply.ended))
+        for worker, replies in answers.items():
+            workers.send(worker, ("tokens", replies))
+    return done
+
+
+def _start(workers: Workers, job: Job, free: list[int], slot_of: dict[int, int], preset: dict[int, int] | None) -> None:
+    slot = preset[job.key] if preset else free.pop()
+    if preset:
+        free.remove(slot)
+    slot_of[job.key] = slot
+    workers.send(job.key % workers.count, ("play", job))
+
+
+class Workers:
+    """The worker processes."""
+
+    def __init__(self, count: int) -> None:
+        context = mp.get_context("spawn")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self.count = count
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def use(self, subject: Subject) -> None:
+        """From now on episodes are played with this model's tokenizer."""
+        for worker in range(self.count):
+            self.send(worker, ("subject", subject))
+
+    def send(self, worker: int, message: Any) -> None:
+        self._pipes[worker].send(message)
+
+    def receive(self, timeout_s: float) -> list[tuple[int, Any]]:
+        """All messages that have come; waits for one at most `timeout_s`. A dead worker raises."""
+        found = []
+        for pipe in wait(self._pipes, timeout_s):
+            worker = self._pipes.index(pipe)  # type: ignore[arg-type]
+            while self._pipes[worker].poll():
+                try:
+                    found.append((worker, self._pipes[worker].recv()))
+                except EOFError:
+                    raise RuntimeError(f"worker {worker} died") from None
+        return found
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.send(("quit", None))
+        for process in self._processes:
+            process.join(5)
+
+
+# --- inside a worker ---
+
+_script_text: contextvars.ContextVar[str | None] = contextvars.ContextVar("script_text", default=None)
+_episode: contextvars.ContextVar[int] = contextvars.ContextVar("episode", default=-1)
+
+
+class _RemoteEngine:
+    """Stands where the chat model's engine stands; its model is in the process at the other end of the pipe."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.weights: Any = None
+        self._pipe = pipe
+        self._open: dict[int, asyncio.Future[Any]] = {}
+        self._outbox: list[Any] = []
+        self._count = 0
+
+    async def aweights(self) -> Any:
+        return self.weights
+
+    async def agenerate(self, request: Any) -> Any:
+        from envtune_agents.engine import GenerationResult
+        from envtune_agents.errors import ContextOverflowError
+
+        prompt = list(request.prompt_ids)
+        room = self.weights.context_length - len(prompt) - 1
+        if room < 1:
+            raise ContextOverflowError(f"{len(prompt)} tokens do not fit.")
+        text = _script_text.get()
+        if text is not None:
+            ids = [*self.weights.encode(text), self.weights.end_token_ids[-1]]
+            logprobs, ended = [0.0] * len(ids), True
+        else:
+            ids, logprobs, ended = await self._remote(prompt, min(request.max_new_tokens, room), request.temperature)
+        said = self.weights.decode(ids[:-1] if ended else ids)
+        return GenerationResult(
+            token_ids=tuple(ids),
+            logprobs=tuple(logprobs),
+            text=said,
+            full_text=said,
+            tail=said,
+            finish_reason="end" if ended else "length",
+            prompt_tokens=len(prompt),
+            cached_tokens=0,
+        )
+
+    async def _remote(self, prompt: list[int], max_new: int, temperature: float) -> Any:
+        loop = asyncio.get_running_loop()
+        self._count += 1
+        future = self._open[self._count] = loop.create_future()
+        if not self._outbox:
+            loop.call_soon(self._flush)
+        self._outbox.append((self._count, _episode.get(), prompt, max_new, temperature))
+        return await future
+
+    def _flush(self) -> None:
+        self._pipe.send(("ask", self._outbox))
+        self._outbox = []
+
+    def take(self, replies: Sequence[Any]) -> None:
+        for number, ids, logprobs, ended in replies:
+            self._open.pop(number).set_result((ids, logprobs, ended))
+
+
+def _work(pipe: Connection) -> None:
+    asyncio.run(_serve(pipe))
+
+
+def _weights_of(subject: Subject) -> Any:
+    from transformers import AutoTokenizer
+
+    from envtune_agents.weights.load import Weights
+
+    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+    return Weights(None, tokenizer, "subject", "bf16", subject.context, subject.end_ids, tokenizer.chat_template)
+
+
+async def _serve(pipe: Connection) -> None:
+    from envtune_agents.chat_model import ChatTransformers
+
+    engine = _RemoteEngine(pipe)
+
+    class Policy(ChatTransformers):
+        """The chat model with the remote engine, or with a script that says what it samples."""
+
+        script: Any = None
+
+        @property
+        def engine(self) -> Any:
+            return engine
+
+        def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+            """As the chat model does it, but each tool is turned into its schema once in a worker's life."""
+            return self.bind(tools=[_offered(tool) for tool in tools], **kwargs)
+
+        async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+            _script_text.set(self.script(messages) if self.script else None)
+            return await super()._agenerate(messages, stop, run_manager, **kwargs)
+
+    loop, ended, tasks = asyncio.get_running_loop(), asyncio.Event(), set()
+
+    def receive() -> None:
+        while not ended.is_set() and pipe.poll():
+            try:
+                kind, body = pipe.recv()
+            except EOFError:  # the main process is gone
+                kind, body = "quit", None
+            if kind == "tokens":
+                engine.take(body)
+            elif kind == "subject":
+                engine.weights = _weights_of(body)
+            elif kind == "quit":
+                ended.set()
+            else:
+                task = loop.create_task(_episode_of(body, Policy, pipe))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+
+    loop.add_reader(pipe.fileno(), receive)
+    await ended.wait()
+    loop.remove_reader(pipe.fileno())
+
+
+_schemas: dict[tuple[str, str], Any] = {}
+
+
+def _offered(tool: Any) -> Any:
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+
+    key = (tool.name, tool.description)
+    if key not in _schemas:
+        _schemas[key] = convert_to_openai_tool(tool)
+    return _schemas[key]
+
+
+async def _episode_of(job: Job, policy: Any, pipe: Connection) -> None:
+    from scripts import script_of
+
+    from envtune_agents.hints import HintDial, HintEngine
+    from envtune_agents.playground import PLAYGROUND_RULES, Playground
+    from envtune_agents.rollout import run_episode
+
+    try:
+        _episode.set(job.key)
+        script = script_of(job) if job.script else None
+        model = policy(model="subject", temperature=job.temperature, max_tokens=job.max_new, script=script)
+        rollout = await run_episode(
+            model,
+            Playground(job.task),
+            seed=job.seed,
+            hints=HintEngine(PLAYGROUND_RULES, HintDial(job.hint_level)),
+            max_steps=job.max_steps,
+            episode_timeout_s=None,
+            call_timeout_s=None,
+            scorer_timeout_s=None,
+        )
+        pipe.send(("done", _played(job, rollout)))
+    except BaseException as error:
+        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _played(job: Job, rollout: Any) -> Played:
+    from envtune_agents.progress import format_reward
+    from envtune_agents.summary import next_call_worked, outcomes_of
+    from envtune_agents.tape import tape_of
+    from envtune_agents.types import FailureKind
+
+    outcomes = list(outcomes_of(rollout))
+    tape = tape_of(rollout)
+    failures = [outcome.failure for outcome in outcomes if outcome.failure]
+    return Played(
+        key=job.key,
+        task_id=rollout.task_id,
+        category=rollout.category,
+        progress=rollout.reward,
+        format=format_reward(rollout),
+        solved=rollout.solved,
+        stop=rollout.stop_reason.value,
+        error=rollout.error,
+        calls=len(outcomes),
+        failures=len(failures),
+        malformed=sum(failure.kind is FailureKind.MALFORMED_CALL for failure in failures),
+        hints=sum(outcome.hint is not None for outcome in outcomes),
+        hint_tokens=sum(len(outcome.hint.text) // 4 for outcome in outcomes if outcome.hint),
+        fixed=sum(next_call_worked(outcomes, i) is True for i, outcome in enumerate(outcomes) if outcome.hint),
+        rows=[(list(b.prompt_ids), list(b.completion_ids), list(b.loss_mask), list(b.logprobs)) for b in tape.branches],
+        drifted=tape.drifted,
+    )

@@ -1,0 +1,171 @@
+"""The training experiment's own machinery: the packed forward pass, its decoder, and the loss of all runs at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from envtune_agents.testing import tiny_qwen
+from envtune_agents.weights import Weights, load_weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
+from decoder import Ask, Decoder
+from learn import Optimizer, TrainRow, backward, group_advantages, token_losses
+from packed import Adapters, Base
+
+END = (1,)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return load_weights(tiny_qwen(tmp_path_factory.mktemp("tiny")), "fp32")
+
+
+@pytest.fixture
+def base(weights: Weights) -> Base:
+    return Base(weights.model)
+
+
+PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20]]
+
+
+def logits(base: Base, ids: list[int], lora: Any = None) -> Any:
+    with torch.no_grad():
+        whole = torch.tensor([ids])
+        return base.logits(base.hidden(whole, torch.arange(len(ids))[None], lora, base.attend_whole))[0]
+
+
+def decoded(base: Base, adapters: Adapters | None, runs: list[int], prompts: list[list[int]], length: int) -> list[Any]:
+    decoder, found = Decoder(base, len(prompts), 64, END, 4096), {}
+    decoder.begin(adapters, runs)
+    decoder.run([Ask(i, i, ids, length, 0.0) for i, ids in enumerate(prompts)], lambda a: found.__setitem__(a.key, a))
+    return [found[index] for index in range(len(prompts))]
+
+
+def test_the_forward_pass_is_transformers_own(weights: Weights, base: Base) -> None:
+    for ids in PROMPTS:
+        with torch.no_grad():
+            expected = weights.model(torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(logits(base, ids), expected)
+
+
+def test_batched_replies_are_those_of_generate(weights: Weights, base: Base) -> None:
+    for ids, answer in zip(PROMPTS, decoded(base, None, [], PROMPTS, 12), strict=True):
+        expected = weights.model.generate(
+            torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=END[0], pad_token_id=0
+        )
+        assert answer.ids == expected[0, len(ids) :].tolist()
+
+
+def test_each_row_has_its_own_adapter(base: Base) -> None:
+    adapters = some_adapters(base)
+    answers = decoded(base, adapters, [1, 0, 1], PROMPTS, 6)
+    for run, ids, answer in zip([1, 0, 1], PROMPTS, answers, strict=True):
+        merged = Base.__new__(Base)
+        merged.__dict__ = {**base.__dict__, "linears": {name: t.clone() for name, t in base.linears.items()}}
+        merged.merge(adapters, run)
+        whole = logits(merged, [*ids, *answer.ids]).log_softmax(-1)
+        for place, (token, logprob) in enumerate(zip(answer.ids, answer.logprobs, strict=True)):
+            row = whole[len(ids) - 1 + place]
+            assert token == int(row.argmax())
+            assert logprob == pytest.approx(float(row[token]), abs=1e-4)
+
+
+def some_adapters(base: Base) -> Adapters:
+    adapters = Adapters(base, 2, 4, [0, 1])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for tensor in adapters.b.values():
+            tensor.normal_(0, 0.05)
+    return adapters
+
+
+def row(run: int, advantage: float, supervised: bool = False) -> TrainRow:
+    return TrainRow(run, [5, 6, 7], [8, 9, 10, 11], [1, 1, 0, 1], [-1.0] * 4, advantage, supervised)
+
+
+ROWS = [row(0, 1.0), row(1, -1.0), row(0, -0.5), row(1, 0.0, supervised=True), row(0, 2.0)]
+
+
+def gradients(base: Base, adapters: Adapters, rows: list[TrainRow], max_tokens: int) -> list[Any]:
+    backward(base, adapters, rows, max_tokens)
+    found = [tensor.grad.clone() for tensor in adapters.parameters() if tensor.grad is not None]
+    for tensor in adapters.parameters():
+        tensor.grad = None
+    return found
+
+
+def test_gradients_do_not_depend_on_how_rows_are_batched(base: Base) -> None:
+    adapters = some_adapters(base)
+    for one, two in zip(gradients(base, adapters, ROWS, 8), gradients(base, adapters, ROWS, 10_000), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_runs_do_not_touch_each_other(base: Base) -> None:
+    adapters = some_adapters(base)
+    both = gradients(base, adapters, ROWS, 10_000)
+    alone = gradients(base, adapters, [item for item in ROWS if item.run == 0], 10_000)
+    for one, two in zip(both, alone, strict=True):
+        torch.testing.assert_close(one[0], two[0])
+        assert not two[1].any()
+
+
+def test_the_loss_is_verls() -> None:
+    torch.manual_seed(0)
+    old = torch.randn(400)
+    new, reference = old + torch.empty(400).uniform_(-3, 3.5), torch.randn(400)
+    advantage = torch.randn(400)
+    ratio = (new - old).exp()
+    expected = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.28))
+    expected = torch.where(advantage < 0, torch.minimum(expected, -advantage * 10), expected)
+    loss, kl = token_losses(new, old, reference, advantage)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(kl, (reference - new).exp() - (reference - new) - 1)
+    assert (kl >= 0).all()
+
+
+def test_equal_rewards_give_no_advantage_and_a_broken_run_is_skipped(base: Base) -> None:
+    assert group_advantages([0.5, 0.5]) == [0.0, 0.0]
+    assert group_advantages([0.0, 1.0])[1] == pytest.approx(0.707, abs=1e-3)
+    adapters = some_adapters(base)
+    before = [tensor.detach().clone() for tensor in adapters.parameters()]
+    optimizer = Optimizer(adapters, 1e-2)
+    backward(base, adapters, [row(0, float("nan")), row(1, 1.0)], 10_000)
+    norms = optimizer.step()
+    assert norms[0] != norms[0]
+    for old, new in zip(before, adapters.parameters(), strict=True):
+        assert torch.equal(old[0], new[0])
+    assert any(not torch.equal(old[1], new[1]) for old, new in zip(before, adapters.parameters(), strict=True))
+
+
+def test_a_run_whose_reward_has_a_signal_rises_and_one_without_does_not(base: Base) -> None:
+    """Run 0 is paid for even token ids, run 1 always the same."""
+    torch.manual_seed(0)
+    adapters, share = Adapters(base, 2, 8, [0, 1]), [0.0, 0.0]
+    optimizer, decoder = Optimizer(adapters, 1e-2), Decoder(base, 64, 32, (), 4096)
+    runs, prompts = [index % 2 for index in range(64)], [[100 + index // 16, 7, 9] for index in range(64)]
+    for _ in range(25):
+        said: dict[Any, Any] = {}
+        decoder.begin(adapters, runs)
+        decoder.run(
+            [Ask(i, i, ids, 8, 1.0) for i, ids in enumerate(prompts)], lambda a, s=said: s.__setitem__(a.key, a)
+        )
+        even = [sum(token % 2 == 0 for token in said[i].ids) / 8 for i in range(64)]
+        share = [sum(even[run::2]) / 32 for run in (0, 1)]
+        rows = []
+        for start in range(0, 64, 16):
+            for run in (0, 1):
+                members = range(start + run, start + 16, 2)
+                advantages = group_advantages([even[i] if run == 0 else 0.5 for i in members])
+                rows += [
+                    TrainRow(run, prompts[i], said[i].ids, [1] * 8, said[i].logprobs, advantage)
+                    for i, advantage in zip(members, advantages, strict=True)
+                ]
+        backward(base, adapters, rows, 4096)
+        optimizer.step()
+    assert share[0] > 0.75
+    assert 0.35 < share[1] < 0.65
