@@ -12,23 +12,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "integrations").glob("*/README.md")),
 ]
 PROGRAM = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.S)
-PROGRAMS = [
-    pytest.param(program, output, id=f"{page.relative_to(ROOT)}-{index}")
-    for page in PAGES
-    for index, (program, output) in enumerate(PROGRAM.findall(page.read_text()))
-]
+PROGRAMS = {str(page.relative_to(ROOT)): programs for page in PAGES if (programs := PROGRAM.findall(page.read_text()))}
 
 
-@pytest.mark.parametrize(("program", "output"), PROGRAMS)
-def test_a_program_prints_what_the_page_says(program: str, output: str) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(program, "page", "exec"), {"__name__": "page"})
-    assert printed.getvalue().strip() == output.strip()
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_the_programs_of_a_page_print_what_it_says(page: str) -> None:
+    """Read from the top: a program may use what those before it on the page have made."""
+    names = {"__name__": "page"}
+    for program, output in PROGRAMS[page]:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(program, page, "exec"), names)
+        assert printed.getvalue().strip() == output.strip()
 
 
 def test_the_readme_has_programs() -> None:
