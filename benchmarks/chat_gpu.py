@@ -113,10 +113,9 @@ def measure(configuration: str) -> dict[str, Any]:
 
     started = time.perf_counter()
     precision = configuration.split()[0]
-    engine = Engine(lambda: build(precision), cache_bytes=CACHE_BYTES)
+    graphs = "without graphs" not in configuration
+    engine = Engine(lambda: build(precision), cache_bytes=CACHE_BYTES, cuda_graphs=graphs)
     model = engine.weights.model
-    if "without graphs" in configuration:
-        engine.run(lambda _: setattr(engine._server._packed, "graphs", None))
     weight_bytes = model.get_memory_footprint()
     found: dict[str, Any] = {
         "configuration": configuration,
@@ -130,8 +129,8 @@ def measure(configuration: str) -> dict[str, Any]:
     }
     asyncio.run(rates(engine, found, weight_bytes))
     found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    graphs = getattr(getattr(engine._server, "_packed", None), "graphs", None)
-    found["graphs"] = getattr(graphs, "state", None)
+    recorded = getattr(getattr(engine._server, "_packed", None), "graphs", None)
+    found["graphs"] = getattr(recorded, "state", None)
     return found
 
 

@@ -18,9 +18,10 @@ HEAVY = ("torch", "transformers", "langgraph", "langchain", "langchain_core", "p
 
 # The stations in travel order: each may import those before it. `testing` is a double of what stands before it.
 STATIONS = [
-    "errors", "types", "deadline", "tool_schema", "weights", "qwen", "grammar", "engine", "chat_model", "hint_rules",
-    "hints", "progress", "graph", "playground", "testing", "rollout", "summary", "task_source", "call_text", "play",
-    "cli",
+    "errors", "types", "tape", "deadline", "tool_schema", "weights", "qwen", "grammar", "engine", "chat_model",
+    "hint_rules", "hints", "progress", "graph", "playground", "testing", "rollout", "curriculum", "summary", "export",
+    "view", "task_source", "evaluate", "pytest_plugin", "ledger", "mining", "counterfactual", "hint_writer",
+    "call_text", "play", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from envtune_agents.cli import collect, play
+from envtune_agents.cli import (
+    collect,
+    doctor,
+    evaluate,
+    export,
+    hints,
+    hints_replay,
+    hints_write,
+    memory,
+    play,
+    runs,
+    train,
+    view,
+)
 from envtune_agents.cli.app import app, main
 
-__all__ = ["app", "collect", "main", "play"]
+__all__ = [
+    "app",
+    "collect",
+    "doctor",
+    "evaluate",
+    "export",
+    "hints",
+    "hints_replay",
+    "hints_write",
+    "main",
+    "memory",
+    "play",
+    "runs",
+    "train",
+    "view",
+]

@@ -15,7 +15,6 @@ from envtune_agents.cli.app import err, out
 from envtune_agents.cli.chat_models import ModelOption, find_chat_model
 from envtune_agents.cli.hints import JsonOption, RunArgument, SourceOption, hints_app, rollouts_of, source_of
 from envtune_agents.cli.options import Precision
-from envtune_agents.errors import RecordError
 
 if TYPE_CHECKING:
     from envtune_agents.counterfactual import RuleGap
@@ -107,11 +106,9 @@ def _errors(errors: Any) -> list[tuple[str, int]]:
 
 
 def _settings_of(run: Path) -> dict[str, Any]:
-    """The settings of a run that its continuations share, from its `run.json`."""
-    path = (run if run.is_dir() else run.parent) / "run.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise RecordError(f"Cannot read {path}: {error}. Mend it or remove it.") from error
+    """The settings of a run that its continuations share, from its manifest."""
+    from envtune_agents.rollout import run_settings
+
+    known = run_settings(run)
     names = ("system_prompt", "max_steps", "malformed_ends_turn")
-    return {name: known[name] for name in names if isinstance(known, dict) and known.get(name) is not None}
+    return {name: known[name] for name in names if known.get(name) is not None}

@@ -52,7 +52,7 @@ class PackedModel:
         return self.arena.capacity - (1 if self.graphs else 0)
 
     @classmethod
-    def of(cls, model: Any, max_bytes: int) -> PackedModel | None:
+    def of(cls, model: Any, max_bytes: int, *, cuda_graphs: bool = False) -> PackedModel | None:
         """The model packed, with `max_bytes` of keys and values; None when it cannot be.
 
         Sliding windows, linear attention, attention sinks and whatever else is not a softmax over all earlier tokens
@@ -67,7 +67,7 @@ class PackedModel:
                 capacity = max_bytes // max(1, probe.arena.bytes_per_token)
                 packed = cls(model, Arena(capacity), kernel)
                 packed._reserve()
-                if kernel is attend_flash:
+                if cuda_graphs and kernel is attend_flash:
                     packed.graphs = DecodeGraphs(packed.arena, kernel, packed._read)
                 return packed
         return None

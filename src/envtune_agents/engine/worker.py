@@ -43,15 +43,21 @@ class Engine:
         result = engine.generate(GenerationRequest(tuple(engine.weights.encode("Hello")), max_new_tokens=8))
     """
 
-    def __init__(self, load: Callable[[], Weights], *, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    def __init__(
+        self, load: Callable[[], Weights], *, cache_bytes: int = DEFAULT_CACHE_BYTES, cuda_graphs: bool = False
+    ) -> None:
         """`load` runs once, in the engine's thread, at the first use.
 
         `cache_bytes` bounds keys and values, in bytes, those of running requests and those kept for later together. A
         request starts when its prompt and its `max_new_tokens` fit; what was used longest ago goes first. 0 keeps
         nothing once a request is over, and bounds the running ones as the default does.
+
+        `cuda_graphs` records decode passes on a GPU and replays them, where the model runs in bf16 or fp16. Off by
+        default: it has not been run on a GPU yet.
         """
         self._load = load
         self._cache_bytes = cache_bytes
+        self._cuda_graphs = cuda_graphs
         self._jobs: queue.SimpleQueue[Job | _Call | None] = queue.SimpleQueue()
         self._loaded: Future[Weights] = Future()
         self._lock = threading.Lock()
@@ -189,7 +195,7 @@ class Engine:
         """Body of the engine thread."""
         try:
             weights = self._load()
-            self._server = _server(weights, self._cache_bytes)
+            self._server = _server(weights, self._cache_bytes, cuda_graphs=self._cuda_graphs)
             self._loaded.set_result(weights)
             del weights
         except BaseException as error:  # whoever asks next must learn why, and the thread must not die silently
@@ -239,13 +245,13 @@ class Engine:
             self._server.model_touched()
 
 
-def _server(weights: Weights, cache_bytes: int) -> Server:
+def _server(weights: Weights, cache_bytes: int, *, cuda_graphs: bool) -> Server:
     """The way to serve this model: packed where its attention allows it."""
     from envtune_agents.engine.alone import Alone
     from envtune_agents.engine.packed_model import PackedModel
     from envtune_agents.engine.scheduler import Scheduler
 
-    packed = PackedModel.of(weights.model, cache_bytes or DEFAULT_CACHE_BYTES)
+    packed = PackedModel.of(weights.model, cache_bytes or DEFAULT_CACHE_BYTES, cuda_graphs=cuda_graphs)
     return Scheduler(weights, packed, keep=cache_bytes > 0) if packed else Alone(weights, cache_bytes)
 
 

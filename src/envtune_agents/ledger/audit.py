@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from envtune_agents.errors import RecordError
 from envtune_agents.ledger.tokens import ESTIMATE, TokenCounter
@@ -28,7 +27,6 @@ from envtune_agents.types import CallOutcome, Rollout
 
 _HINT_FREE = re.compile(r"(stage)?4?(alignment)?|eval(uation|uate)?|test")
 _SHOWN_HINT = re.compile(r'\\*"hint\\*"\s*:\s*\\*"')
-_MANIFEST = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +82,13 @@ def audit_run(
 ) -> Audit:
     """Looks for hint tokens in every rollout of a run that must be free of them.
 
-    A rollout must be when its own `stage` or that of the run's `run.json` says so; `everything` audits the others too.
+    A rollout must be when its own `stage` or that of the run's manifest says so; `everything` audits the others too.
     `own_hint_tools` are tools that give a key "hint" themselves. Raises RecordError for a run that cannot be read or
     holds no rollouts: an audit of nothing proves nothing.
     """
-    from envtune_agents.rollout import read_rollouts
+    from envtune_agents.rollout import read_rollouts, run_settings
 
-    of_run = everything or is_hint_free_stage(str(_manifest(Path(run)).get("stage") or ""))
+    of_run = everything or is_hint_free_stage(str(run_settings(run).get("stage") or ""))
     count, audits = 0, list[Audit]()
     for rollout in read_rollouts(run):
         count += 1
@@ -190,14 +188,3 @@ def _shown_hints(text: str) -> Iterable[str]:
 def _finding(rollout: Rollout, turn: int, step: int, place: str, text: str, counter: TokenCounter) -> Finding:
     tokens = max(counter.count(text), 1)
     return Finding(rollout.rollout_id, turn, step, place, tokens, " ".join(text.split())[:160])
-
-
-def _manifest(run: Path) -> Mapping[str, Any]:
-    path = (run if run.is_dir() else run.parent) / _MANIFEST
-    if not run.exists() or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecordError(f"Cannot read {path}: {error}. Mend it or remove it.") from error
-    return found if isinstance(found, Mapping) else {}

@@ -9,7 +9,7 @@ from envtune_agents.rollout.collect import Collected, collect
 from envtune_agents.rollout.episode import EpisodeOptions, run_episode
 from envtune_agents.rollout.files import read_rollouts
 from envtune_agents.rollout.lines import from_line, record_schema, to_line
-from envtune_agents.rollout.manifest import ModelPrint, RunManifest, read_manifest, run_manifest
+from envtune_agents.rollout.manifest import ModelPrint, RunManifest, read_manifest, run_manifest, run_settings
 from envtune_agents.rollout.pace import Straggler
 from envtune_agents.rollout.recorder import TapeRecorder
 from envtune_agents.rollout.retry import patient, transient
@@ -31,6 +31,7 @@ __all__ = [
     "record_schema",
     "run_episode",
     "run_manifest",
+    "run_settings",
     "to_line",
     "transient",
 ]

@@ -142,6 +142,15 @@ def read_manifest(folder: str | Path) -> RunManifest | None:
         raise RecordError(f"Cannot read {path}: {reason}. Mend or remove it, or choose another folder.") from error
 
 
+def run_settings(run: str | Path) -> dict[str, Any]:
+    """What decided a run, from its folder or a file in it; empty where nothing was written down.
+
+    Raises `RecordError` for a damaged manifest.
+    """
+    path = Path(run)
+    return _decided(path if path.is_dir() else path.parent) or {}
+
+
 def _decided(folder: Path) -> dict[str, Any] | None:
     manifest = read_manifest(folder)
     if manifest is not None:
