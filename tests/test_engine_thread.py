@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import multiprocessing
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -160,3 +162,15 @@ async def test_memory_that_cannot_be_set_aside_is_reported_at_loading(folder: Pa
     engine = Engine(lambda: load_weights(folder, "fp32"), cache_bytes=2**60)
     with pytest.raises(WeightsError, match="Lower cache_bytes"):
         await engine.aweights()
+
+
+def test_a_process_that_ends_in_the_middle_of_a_reply_ends_well(folder: Path) -> None:
+    program = (
+        "import sys; from envtune_agents.engine import Engine, GenerationRequest\n"
+        "from envtune_agents.weights import load_weights\n"
+        "engine = Engine(lambda: load_weights(sys.argv[1]))\n"
+        "replies = [engine.stream(GenerationRequest((5, 6, n), max_new_tokens=1500)) for n in range(8)]\n"
+        "print(*[next(reply).token_id >= 0 for reply in replies])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["True"] * 8)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import queue
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from envtune_agents.weights import Weights
 
 T = TypeVar("T")
 DEFAULT_CACHE_BYTES = 2 * 1024**3
+_PATIENCE_S = 10.0
+"""How long a process that ends waits for the forward pass under way."""
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class Engine:
         self._server: Server | None = None  # the engine thread's
         self._closed = False
         self._ending = False  # the engine thread knows that it was closed
+        self._abandoned = False  # the process ends
 
     @property
     def weights(self) -> Weights:
@@ -190,6 +195,14 @@ class Engine:
                 self._process = os.getpid()
                 self._thread = threading.Thread(target=self._serve, name="envtune-engine", daemon=True)
                 self._thread.start()
+                _started.add(self)
+
+    def _abandon(self) -> None:
+        """End the thread after the forward pass under way: nobody will read the replies."""
+        if self._thread is not None and self._process == os.getpid():
+            self._abandoned = True
+            self._jobs.put(None)
+            self._thread.join(_PATIENCE_S)
 
     def _serve(self) -> None:
         """Body of the engine thread."""
@@ -200,7 +213,7 @@ class Engine:
             del weights
         except BaseException as error:  # whoever asks next must learn why, and the thread must not die silently
             self._loaded.set_exception(error)
-        while self._take_in() or self._busy:
+        while not self._abandoned and (self._take_in() or self._busy):
             if self._server and self._server.busy:
                 try:
                     self._server.step()
@@ -243,6 +256,16 @@ class Engine:
             call.result.set_result(result)
         if self._server:
             self._server.model_touched()
+
+
+_started: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Without this the interpreter would end engine threads inside torch, which aborts the process."""
+    for engine in list(_started):
+        engine._abandon()
 
 
 def _server(weights: Weights, cache_bytes: int, *, cuda_graphs: bool) -> Server:
