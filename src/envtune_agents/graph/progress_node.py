@@ -21,9 +21,9 @@ SCORER_TIMEOUT_S = 60.0
 class ProgressNode(Runnable[Any, Any]):
     """A node for any StateGraph over `EpisodeState`; run it first and whenever the agent has no more calls to make.
 
-    It updates `scores` and `evidence`, and either brings the next user message or sets `stop_reason`. A scorer that raises,
-    hangs for more than `scorer_timeout_s` seconds or leaves [0, 1] ends the episode with an error; it never becomes a
-    score of 0.
+    It updates `scores` and `evidence`, and either brings the next user message or sets `stop_reason`. A scorer that
+    raises, hangs for more than `scorer_timeout_s` seconds or leaves [0, 1] ends the episode with an error; it never
+    becomes a score of 0.
     """
 
     def __init__(
