@@ -16,7 +16,7 @@ from envtune_agents.engine import Engine, GenerationRequest, GenerationResult, T
 from envtune_agents.engine.text import Detokenizer, StopText
 from envtune_agents.errors import ContextOverflowError, RequestError, WeightsError
 from envtune_agents.testing.tiny import tiny_qwen
-from envtune_agents.weights import Weights, load_weights
+from envtune_agents.weights import load_weights
 
 torch = pytest.importorskip("torch")
 
@@ -39,16 +39,17 @@ def ids(engine: Engine, text: str) -> tuple[int, ...]:
     return tuple(engine.weights.encode(text))
 
 
-def reference(weights: Weights, prompt: tuple[int, ...], n: int) -> list[int]:
+def reference(engine: Engine, prompt: tuple[int, ...], n: int) -> list[int]:
     """What transformers' own greedy decoding gives."""
-    output = weights.model.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False)
+    ids = torch.tensor([prompt])
+    output = engine.run(lambda model: model.generate(ids, max_new_tokens=n, do_sample=False))
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def full_pass(weights: Weights, prompt: tuple[int, ...], completion: tuple[int, ...], scale: float) -> list[float]:
+def full_pass(engine: Engine, prompt: tuple[int, ...], completion: tuple[int, ...], scale: float) -> list[float]:
     """Log probabilities of a completion from one forward pass over everything."""
-    with torch.inference_mode():
-        logits = weights.model(torch.tensor([[*prompt, *completion]])).logits[0].float() / scale
+    ids = torch.tensor([[*prompt, *completion]])
+    logits = engine.run(lambda model: model(ids).logits[0].detach().float()) / scale
     rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
     return [float(row[token]) for row, token in zip(rows, completion, strict=True)]
 
@@ -57,7 +58,7 @@ def full_pass(weights: Weights, prompt: tuple[int, ...], completion: tuple[int, 
 def test_greedy_equals_generate(engine: Engine, text: str) -> None:
     prompt = ids(engine, text)
     result = engine.generate(GenerationRequest(prompt, max_new_tokens=40))
-    assert list(result.token_ids) == reference(engine.weights, prompt, 40)
+    assert list(result.token_ids) == reference(engine, prompt, 40)
     assert result.cached_tokens == 0
 
 
@@ -65,11 +66,11 @@ def test_a_conversation_costs_only_its_new_tokens_and_says_the_same(engine: Engi
     prompt = ids(engine, CHAT)
     for _ in range(4):
         first = engine.generate(GenerationRequest(prompt, max_new_tokens=12))
-        assert list(first.token_ids) == reference(engine.weights, prompt, 12)
+        assert list(first.token_ids) == reference(engine, prompt, 12)
         extended = (*prompt, *first.token_ids, *ids(engine, CHAT))
         result = engine.generate(GenerationRequest(extended, max_new_tokens=12))
         assert result.cached_tokens == len(prompt) + 11  # the last sampled token was never read
-        assert list(result.token_ids) == reference(engine.weights, extended, 12)
+        assert list(result.token_ids) == reference(engine, extended, 12)
         prompt = extended
 
 
@@ -79,7 +80,7 @@ def test_conversations_that_share_a_beginning_share_its_cost(engine: Engine) -> 
     results = [engine.generate(GenerationRequest(prompt, max_new_tokens=10)) for prompt in prompts * 2]
     assert all(result.cached_tokens >= len(system) for result in results[1:])
     for prompt, result in zip(prompts * 2, results, strict=True):
-        assert list(result.token_ids) == reference(engine.weights, prompt, 10)
+        assert list(result.token_ids) == reference(engine, prompt, 10)
 
 
 def test_a_sliding_window_model_is_right_too(tmp_path: Path) -> None:
@@ -95,8 +96,8 @@ def test_a_sliding_window_model_is_right_too(tmp_path: Path) -> None:
     longer = (*prompt, *first.token_ids, *prompt)
     continued = engine.generate(GenerationRequest(longer, max_new_tokens=10))
     assert [first.cached_tokens, again.cached_tokens, continued.cached_tokens] == [0, 0, len(prompt) + 9]
-    assert list(again.token_ids) == reference(engine.weights, prompt, 10)
-    assert list(continued.token_ids) == reference(engine.weights, longer, 10)
+    assert list(again.token_ids) == reference(engine, prompt, 10)
+    assert list(continued.token_ids) == reference(engine, longer, 10)
     engine.close()
 
 
@@ -125,7 +126,7 @@ def test_logprobs_equal_a_full_pass(engine: Engine, temperature: float, warm: bo
         engine.generate(GenerationRequest(prompt[:-5], max_new_tokens=3))
     request = GenerationRequest(prompt, max_new_tokens=50, temperature=temperature, top_k=20, top_p=0.9, seed=1)
     result = engine.generate(request)
-    expected = full_pass(engine.weights, prompt, result.token_ids, temperature or 1.0)
+    expected = full_pass(engine, prompt, result.token_ids, temperature or 1.0)
     assert result.logprobs == pytest.approx(expected, abs=1e-4)
 
 
@@ -323,7 +324,7 @@ def test_the_demo_model_equals_generate() -> None:
     engine = Engine(lambda: load_weights("smollm2", "fp32"))
     prompt = ids(engine, CHAT)
     result = engine.generate(GenerationRequest(prompt, max_new_tokens=16))
-    assert list(result.token_ids) == reference(engine.weights, prompt, 16)
+    assert list(result.token_ids) == reference(engine, prompt, 16)
     assert result.text.strip()
     engine.close()
 
@@ -347,7 +348,7 @@ async def test_a_model_served_alone_answers_many_callers_too(tmp_path: Path) -> 
     assert isinstance(answers[0], RequestError)
     for prompt, answer in zip(prompts, answers[1:], strict=True):
         assert isinstance(answer, GenerationResult)
-        assert list(answer.token_ids) == reference(engine.weights, prompt, 9)
+        assert list(answer.token_ids) == reference(engine, prompt, 9)
     engine.clear_cache()
     assert (await engine.agenerate(GenerationRequest(prompts[2], max_new_tokens=1))).cached_tokens == 0
     engine.close()

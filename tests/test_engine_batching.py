@@ -55,17 +55,22 @@ def tokens(seed: int, length: int) -> tuple[int, ...]:
     return tuple(rng.randrange(400) for _ in range(length))
 
 
-def reference(model: Any, prompt: Sequence[int], n: int) -> tuple[int, ...]:
-    """transformers' own greedy decoding."""
+def reference(engine: Engine, prompt: Sequence[int], n: int) -> tuple[int, ...]:
+    """transformers' own greedy decoding, between two steps of the engine: one thread at a time may use a model."""
+    return engine.run(lambda model: greedy(model, prompt, n))
+
+
+def greedy(model: Any, prompt: Sequence[int], n: int) -> tuple[int, ...]:
+    """transformers' own greedy decoding, for whoever is on the engine's thread."""
     ids = torch.tensor([list(prompt)])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False)
     return tuple(int(token) for token in output[0, len(prompt) :])
 
 
-def full_pass(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+def full_pass(engine: Engine, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
     """Log probabilities of a completion from one forward pass over everything."""
-    with torch.inference_mode():
-        logits = model(torch.tensor([[*prompt, *completion]])).logits[0]
+    ids = torch.tensor([[*prompt, *completion]])
+    logits = engine.run(lambda model: model(ids).logits[0].detach())
     rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
     return [float(row[token]) for row, token in zip(rows, completion, strict=True)]
 
@@ -123,7 +128,7 @@ async def test_batched_replies_and_logprobs_equal_the_models_own(
     monkeypatch.setattr(scheduling, "CPU_CHUNK", 64)
     architecture, options = MODELS[name]
     engine = Engine(lambda: replace(weights, model=model_of(architecture, **options)))
-    server_of = await engine.aweights()
+    await engine.aweights()
     system = tokens(0, 90)
     prompts = [tokens(1, 1), tokens(2, 300), (*system, *tokens(3, 20)), (*system, *tokens(4, 150)), tokens(5, 33)]
     wanted = [12, 8, 30, 5, 20]
@@ -132,13 +137,13 @@ async def test_batched_replies_and_logprobs_equal_the_models_own(
     )
     server(engine)
     for prompt, n, result in zip(prompts, wanted, results, strict=True):
-        assert result.token_ids == reference(server_of.model, prompt, n)
-        assert result.logprobs == pytest.approx(full_pass(server_of.model, prompt, result.token_ids), abs=1e-4)
+        assert result.token_ids == reference(engine, prompt, n)
+        assert result.logprobs == pytest.approx(full_pass(engine, prompt, result.token_ids), abs=1e-4)
     engine.close()
 
 
 async def test_requests_join_and_leave_while_others_decode(engine: Engine) -> None:
-    model = (await engine.aweights()).model
+    await engine.aweights()
     long = tokens(1, 40)
     stream = engine.astream(GenerationRequest(long, max_new_tokens=60))
     early = [await anext(stream) for _ in range(5)]
@@ -147,10 +152,10 @@ async def test_requests_join_and_leave_while_others_decode(engine: Engine) -> No
     assert server(engine).busy  # the first still decodes
     rest = [event async for event in stream]
     assert isinstance(rest[-1], GenerationResult)
-    assert rest[-1].token_ids == reference(model, long, 60)
+    assert rest[-1].token_ids == reference(engine, long, 60)
     assert [event.token_id for event in early] == list(rest[-1].token_ids[:5])  # type: ignore[union-attr]
     for prompt, result in zip(prompts, results, strict=True):
-        assert result.token_ids == reference(model, prompt, len(prompt) // 10)
+        assert result.token_ids == reference(engine, prompt, len(prompt) // 10)
 
 
 async def test_a_common_beginning_is_read_once_even_by_requests_that_come_together(engine: Engine) -> None:
@@ -159,8 +164,7 @@ async def test_a_common_beginning_is_read_once_even_by_requests_that_come_togeth
     prompts = [(*system, *tokens(seed, 20)) for seed in range(1, 9)]
     results = await together(engine, [GenerationRequest(p, max_new_tokens=4) for p in prompts])
     assert sum(len(p) - r.cached_tokens for p, r in zip(prompts, results, strict=True)) == 600 + 8 * 20
-    model = engine.weights.model
-    assert [r.token_ids for r in results] == [reference(model, p, 4) for p in prompts]
+    assert [r.token_ids for r in results] == [reference(engine, p, 4) for p in prompts]
 
 
 async def test_samples_of_one_prompt_share_it(engine: Engine) -> None:
@@ -171,7 +175,7 @@ async def test_samples_of_one_prompt_share_it(engine: Engine) -> None:
     assert sorted(r.cached_tokens for r in results) == [0] + [199] * 7
     assert len({r.token_ids for r in results}) == 8
     for result in results:
-        assert result.logprobs == pytest.approx(full_pass(engine.weights.model, prompt, result.token_ids), abs=1e-4)
+        assert result.logprobs == pytest.approx(full_pass(engine, prompt, result.token_ids), abs=1e-4)
 
 
 async def test_all_rows_decode_in_one_pass_whatever_their_system_prompt(engine: Engine) -> None:
@@ -242,21 +246,21 @@ class Repeat:
 
 
 async def test_constrained_and_free_requests_share_a_batch(engine: Engine) -> None:
-    model = (await engine.aweights()).model
+    await engine.aweights()
     free = [GenerationRequest(tokens(seed, 30), max_new_tokens=16) for seed in range(3)]
     bound = GenerationRequest(tokens(9, 30), max_new_tokens=16, constraint=Repeat(5))
     forced = GenerationRequest(tokens(10, 30), max_new_tokens=16, constraint=Repeat(5, forced=2))
     results = await together(engine, [*free, bound, forced])
-    assert [r.token_ids for r in results[:3]] == [reference(model, q.prompt_ids, 16) for q in free]
+    assert [r.token_ids for r in results[:3]] == [reference(engine, q.prompt_ids, 16) for q in free]
     assert results[3].token_ids == (5,) * 16
     assert results[4].token_ids == ((5, 6, 6) * 6)[:16]
     for request, result in zip((bound, forced), results[3:], strict=True):
-        expected = full_pass(model, request.prompt_ids, result.token_ids)
+        expected = full_pass(engine, request.prompt_ids, result.token_ids)
         assert result.logprobs == pytest.approx(expected, abs=1e-4)
 
 
 async def test_a_grammar_that_breaks_ends_its_own_request_only(engine: Engine) -> None:
-    model = (await engine.aweights()).model
+    await engine.aweights()
     good = [GenerationRequest(tokens(seed, 30), max_new_tokens=12) for seed in range(2)]
     bad = GenerationRequest(tokens(5, 30), max_new_tokens=12, constraint=Repeat(5, breaks=True))
     first, error, second = await asyncio.gather(
@@ -265,7 +269,7 @@ async def test_a_grammar_that_breaks_ends_its_own_request_only(engine: Engine) -
     assert isinstance(error, ValueError)
     for request, result in zip(good, (first, second), strict=True):
         assert isinstance(result, GenerationResult)
-        assert result.token_ids == reference(model, request.prompt_ids, 12)
+        assert result.token_ids == reference(engine, request.prompt_ids, 12)
 
 
 async def test_stop_strings_are_each_requests_own(engine: Engine) -> None:
@@ -297,7 +301,7 @@ async def test_an_error_inside_the_model_ends_the_request_that_causes_it(engine:
     assert "399" in str(answers[1])
     for request, result in zip(good, (last, answers[0], answers[2]), strict=True):
         assert isinstance(result, GenerationResult)
-        assert result.token_ids == reference(model, request.prompt_ids, 25)
+        assert result.token_ids == reference(engine, request.prompt_ids, 25)
     assert free_tokens(engine) == server(engine)._packed.room
 
 
@@ -316,7 +320,7 @@ async def test_a_cancelled_request_gives_its_memory_back(engine: Engine, when: s
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await neighbour).token_ids == reference(engine.weights.model, tokens(1, 700), 5)
+    assert (await neighbour).token_ids == reference(engine, tokens(1, 700), 5)
     assert free_tokens(engine) == server(engine)._packed.room
 
 
@@ -329,11 +333,11 @@ def reached(scheduler: Scheduler, when: str) -> bool:
 async def test_memory_is_bounded_and_requests_wait_for_it(folder: Path) -> None:
     """400 tokens of room and requests of 150: two at a time, all answered, what was used longest ago forgotten."""
     engine = Engine(lambda: endless(load_weights(folder, "fp32")), cache_bytes=FEW_TOKENS)
-    model = (await engine.aweights()).model
+    await engine.aweights()
     assert server(engine)._packed.arena.capacity == 400
     prompts = [tokens(seed, 130) for seed in range(8)]
     results = await together(engine, [GenerationRequest(p, max_new_tokens=20) for p in prompts])
-    assert [r.token_ids for r in results] == [reference(model, p, 20) for p in prompts]
+    assert [r.token_ids for r in results] == [reference(engine, p, 20) for p in prompts]
     again = [await engine.agenerate(GenerationRequest(p, max_new_tokens=1)) for p in (prompts[-1], prompts[0])]
     assert [r.cached_tokens for r in again] == [129, 0]
     engine.close()
@@ -353,7 +357,7 @@ async def test_a_thousand_requests_are_all_answered(engine: Engine) -> None:
     requests = [GenerationRequest((*tokens(seed % 7, 20), seed % 400), max_new_tokens=2) for seed in range(1000)]
     results = await together(engine, requests)
     assert all(len(r.token_ids) == 2 for r in results)
-    assert results[3].token_ids == reference(engine.weights.model, requests[3].prompt_ids, 2)
+    assert results[3].token_ids == reference(engine, requests[3].prompt_ids, 2)
 
 
 def test_a_token_outside_the_vocabulary_is_refused_before_it_reaches_the_model(engine: Engine) -> None:
@@ -391,7 +395,7 @@ def test_random_conversations_are_exact(folder: Path) -> None:
         thread.join()
     assert len(answers) > 12
     for prompt, result in answers:
-        assert result.token_ids == reference(engine.weights.model, prompt, len(result.token_ids))
+        assert result.token_ids == reference(engine, prompt, len(result.token_ids))
     assert free_tokens(engine) == server(engine)._packed.room
     engine.close()
 
@@ -417,7 +421,7 @@ async def test_requests_of_different_adapters_get_each_its_own(engine: Engine) -
         else:
             model.enable_adapters()
             model.set_adapter(request.adapter)
-        return reference(model, request.prompt_ids, 10)
+        return greedy(model, request.prompt_ids, 10)
 
     assert [r.token_ids for r in results] == [engine.run(lambda _, q=q: expected(q)) for q in requests]
     assert len({r.token_ids for r in results[:3]}) == 3
