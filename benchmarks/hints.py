@@ -2,13 +2,16 @@
 
     python benchmarks/hints.py
 
-First table: CPU microseconds of one call through the node, medians of interleaved runs, with a conversation of 40
-answered calls behind it. Second table: CPU milliseconds of one step (model call and tool call) of a compiled graph
-whose model costs nothing. It is CPU time, so that other programs on the machine do not count.
+First table: CPU microseconds of one call through the node, with a conversation of 40 answered calls behind it; medians,
+and in brackets the median difference from the bare node in the same round. In every round the peers come in another
+order, and the call holds another value, so that no error text comes twice. Second table: CPU milliseconds of one step
+(model call and tool call) of a compiled graph whose model costs nothing; every fourth call fails. It is CPU time, so
+that other programs on the machine do not count.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from rich.table import Table
 from envtune_agents import HintedToolNode, build_agent_graph, hint_tool_calls
 from envtune_agents.testing import ScriptedChatModel
 
-ROUNDS = 1_500
+ROUNDS = 600
 STEPS = 20
 GRAPH_ROUNDS = 40
 N_TOOLS = 30
@@ -36,16 +39,22 @@ CALLS: dict[str, dict[str, Any]] = {
     "an unknown argument": {"name": "tool_7", "args": {"user": "u1", "amount": 3}},
     "an id that is not known": {"name": "tool_7", "args": {"user_id": "nobody", "amount": 3}},
     "a refusal nobody explains": {"name": "tool_7", "args": {"user_id": "late", "amount": 3}},
+    "the same in many words": {"name": "tool_7", "args": {"user_id": "wordy", "amount": 3}},
 }
+WORDY = (
+    "The office that handles this is closed for the day, and it will open again tomorrow at nine; see notice {} there."
+)
 
 
 def menu() -> list[BaseTool]:
     """Thirty tools of two arguments; a bad call of theirs is answered in words, so that the bare node survives it."""
 
     def answer(**args: Any) -> dict[str, str]:
-        if args.get("user_id") == "u1":
-            return {"answer": "done"}
-        return {"error": "Office is closed." if args.get("user_id") == "late" else "user_id not found."}
+        who, _, which = str(args.get("user_id")).partition("-")
+        if who == "u1":
+            return {"answer": f"done {which}"}
+        errors = {"late": f"Office {which} is closed.", "wordy": WORDY.format(which)}
+        return {"error": errors.get(who, f"user_id {args.get('user_id')} not found.")}
 
     schema = {
         "type": "object",
@@ -67,28 +76,32 @@ def nodes(tools: list[BaseTool]) -> dict[str, Any]:
         "ToolNode": ToolNode(tools),
         "ToolNode + hint_tool_calls(0)": ToolNode(tools, **hint_tool_calls(0)._asdict()),
         "ToolNode + hint_tool_calls(3)": ToolNode(tools, **hint_tool_calls(3)._asdict()),
-        "HintedToolNode, no deadline": HintedToolNode(tools, hints=3, call_timeout_s=None),
         "HintedToolNode": HintedToolNode(tools, hints=3),
+        "HintedToolNode, 30 s a call": HintedToolNode(tools, hints=3, call_timeout_s=30),
     }
 
 
-def call_medians(peers: dict[str, Any], call: dict[str, Any]) -> dict[str, float]:
-    """Median CPU microseconds of one call, by peer; the nodes run inside a graph, where their config is from."""
+def call_samples(peers: dict[str, Any], call: dict[str, Any]) -> dict[str, list[float]]:
+    """CPU microseconds of one call in each round, by peer; the nodes run inside a graph, where their config is from."""
     conversation = behind(peers["ToolNode + hint_tool_calls(3)"])
-    asked = AIMessage("", tool_calls=[{**call, "id": "now"}])
     samples: dict[str, list[float]] = {name: [] for name in peers}
 
     def measure(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
-        payload = {"messages": [*state["messages"], asked]}
-        for _ in range(ROUNDS):
-            for name, node in peers.items():
+        order = list(peers)
+        for n in range(ROUNDS):
+            args = {key: f"{value}-{n}" if isinstance(value, str) else value for key, value in call["args"].items()}
+            payload = {
+                "messages": [*state["messages"], AIMessage("", tool_calls=[{**call, "args": args, "id": "now"}])]
+            }
+            random.shuffle(order)
+            for name in order:
                 started = time.process_time()
-                node.invoke(payload, config)
-                samples[name].append(time.process_time() - started)
+                peers[name].invoke(payload, config)
+                samples[name].append(1e6 * (time.process_time() - started))
         return {}
 
     run_inside(measure, conversation)
-    return {name: 1e6 * statistics.median(values) for name, values in samples.items()}
+    return samples
 
 
 def behind(node: Any) -> list[Any]:
@@ -112,8 +125,8 @@ def run_inside(function: Callable[..., Any], messages: list[Any]) -> None:
     builder.compile().invoke({"messages": messages})
 
 
-def step_medians() -> dict[str, float]:
-    """Median CPU milliseconds of one step, by graph: a plain LangGraph agent, the same with hints, and ours."""
+def step_samples() -> dict[str, list[float]]:
+    """CPU milliseconds of one step in each round, by graph: a plain LangGraph agent, the same with hints, and ours."""
     tools = menu()
     calls = [
         AIMessage("", tool_calls=[{**CALLS["a call that succeeds" if n % 4 else "an unknown argument"], "id": str(n)}])
@@ -123,16 +136,17 @@ def step_medians() -> dict[str, float]:
     graphs = {
         "StateGraph + ToolNode": plain_agent(model, tools, ToolNode(tools)),
         "the same + hint_tool_calls(3)": plain_agent(model, tools, ToolNode(tools, **hint_tool_calls(3)._asdict())),
-        "build_agent_graph(hints=0)": build_agent_graph(model, tools=tools, hints=0, call_timeout_s=None),
-        "build_agent_graph(hints=3)": build_agent_graph(model, tools=tools, hints=3, call_timeout_s=None),
+        "build_agent_graph(hints=0)": build_agent_graph(model, tools=tools, hints=0),
+        "build_agent_graph(hints=3)": build_agent_graph(model, tools=tools, hints=3),
+        "the same, no deadline": build_agent_graph(model, tools=tools, hints=3, call_timeout_s=None),
     }
     samples: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(GRAPH_ROUNDS):
-        for name, graph in graphs.items():
+        for name in random.sample(list(graphs), len(graphs)):
             started = time.process_time()
-            graph.invoke({"messages": [HumanMessage("Go.")]}, {"recursion_limit": 1_000})
-            samples[name].append((time.process_time() - started) / STEPS)
-    return {name: 1e3 * statistics.median(values) for name, values in samples.items()}
+            graphs[name].invoke({"messages": [HumanMessage("Go.")]}, {"recursion_limit": 1_000})
+            samples[name].append(1e3 * (time.process_time() - started) / STEPS)
+    return samples
 
 
 def plain_agent(model: ScriptedChatModel, tools: list[BaseTool], node: ToolNode) -> Any:
@@ -148,19 +162,25 @@ def plain_agent(model: ScriptedChatModel, tools: list[BaseTool], node: ToolNode)
     return builder.compile()
 
 
+def beside(values: list[float], bare: list[float]) -> str:
+    """A median, and the median difference from the bare node."""
+    more = statistics.median(value - other for value, other in zip(values, bare, strict=True))
+    return f"{statistics.median(values):.0f} ({more:+.0f})"
+
+
 def main() -> None:
     """Prints the two tables."""
     console, peers = Console(width=110), nodes(menu())
     table = Table(*["median CPU µs of one call", *peers], title=f"{ROUNDS} interleaved rounds")
     for name, call in CALLS.items():
-        medians = call_medians(peers, call)
-        bare = medians["ToolNode"]
-        table.add_row(name, *[f"{value:.0f} ({value - bare:+.0f})" for value in medians.values()])
+        samples = call_samples(peers, call)
+        table.add_row(name, *[beside(values, samples["ToolNode"]) for values in samples.values()])
     console.print(table)
     table = Table("graph", "CPU ms a step", "over plain", title=f"{GRAPH_ROUNDS} interleaved episodes of {STEPS} steps")
-    steps = step_medians()
-    for name, value in steps.items():
-        table.add_row(name, f"{value:.2f}", f"{100 * (value / steps['StateGraph + ToolNode'] - 1):+.1f}%")
+    steps = step_samples()
+    for name, values in steps.items():
+        ratios = (value / plain for value, plain in zip(values, steps["StateGraph + ToolNode"], strict=True))
+        table.add_row(name, f"{statistics.median(values):.2f}", f"{100 * (statistics.median(ratios) - 1):+.1f}%")
     console.print(table)
 
 

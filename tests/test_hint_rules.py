@@ -13,7 +13,6 @@ from langchain_core.tools import StructuredTool
 from envtune_agents.errors import HintRuleError
 from envtune_agents.hint_rules import DEFAULT_RULES, DOCS_RULES, SCHEMA_RULES, DeclaredRule, load_rules
 from envtune_agents.hint_rules.patterns import bounded_pattern
-from envtune_agents.hint_rules.prose import enumeration, value_format, value_range, wants_plain_name
 from envtune_agents.hint_rules.sources import is_id_like, is_login, login_tools, sources_of
 from envtune_agents.hints import HintDial, HintEngine, tool_schemas
 from envtune_agents.types import CallOutcome, FailureKind, Scene, ToolCall, ToolFailure
@@ -71,79 +70,6 @@ def hint(name: str, args: dict[str, Any], message: str, **more: Any) -> tuple[st
 # --- reading prose ---
 
 
-@pytest.mark.parametrize(
-    ("description", "values"),
-    [
-        ('The mode. [Enum]: ["on", "off"]', ("on", "off")),
-        ("The currency. [Enum]: USD, EUR, GBP", ("USD", "EUR", "GBP")),
-        ("The class. Options are: economy, business, first.", ("economy", "business", "first")),
-        ("Must be one of {'a', 'b'}", ("a", "b")),
-        ("It must be either 'red' or 'blue'.", ("red", "blue")),
-        ("Allowed values: low, medium or high.", ("low", "medium", "high")),
-        ("Mode ('l' for lines, 'w' for words).", ("l", "w")),
-        ("Type of the order (Buy/Sell).", ("Buy", "Sell")),
-        ("The sector (e.g., 'Technology').", ()),
-        ("The date (MM/YYYY).", ()),
-        ("Sizes are readable (e.g., KB, MB).", ()),
-        ("The city. [Enum]: Rivermist, Sunset Valley, Paris", ("Rivermist", "Sunset Valley", "Paris")),
-        ("One of the best books.", ()),
-        ("Either way, it works.", ()),
-        ("It is either a name or an id.", ()),
-        ("", ()),
-    ],
-)
-def test_enumerations_are_read_only_where_they_are_certain(description: str, values: tuple[str, ...]) -> None:
-    assert enumeration(description) == values
-
-
-def test_a_schema_can_state_what_prose_need_not() -> None:
-    assert enumeration("", {"enum": ["a", "b"]}) == ("a", "b")
-    assert enumeration("", {"type": "array", "items": {"enum": ["a", "b"]}}) == ("a", "b")
-    limits = value_range("", {"minimum": 2})
-    assert limits is not None
-    assert limits.fits(2)
-    assert not limits.fits(1)
-
-
-@pytest.mark.parametrize(
-    ("description", "good", "bad"),
-    [
-        ("in the format YYYY-MM-DD", "2024-05-06", "May 6th"),
-        ("Expires (MM/YYYY)", "05/2024", "2024-05"),
-        ("The 3 letter code of the airport", "ABC", "Paris"),
-    ],
-)
-def test_formats_are_read(description: str, good: str, bad: str) -> None:
-    wanted = value_format(description)
-    assert wanted is not None
-    assert wanted.fits(good)
-    assert not wanted.fits(bad)
-    assert value_format("The name of the user.") is None
-
-
-@pytest.mark.parametrize(
-    ("description", "good", "bad"),
-    [
-        ("between 0 (up) and 1 (down)", 1, 1.5),
-        ("from 1 to 5", 5, 0),
-        ("Price must be positive values.", 0.5, 0),
-        ("It cannot be negative.", 0, -1),
-    ],
-)
-def test_ranges_are_read(description: str, good: float, bad: float) -> None:
-    allowed = value_range(description)
-    assert allowed is not None
-    assert allowed.fits(good)
-    assert not allowed.fits(bad)
-    assert value_range("The number of items.") is None
-
-
-def test_names_and_paths_are_told_apart() -> None:
-    assert wants_plain_name("Name of the file. No path is allowed.")
-    assert wants_plain_name("You can only change one folder level at a time.")
-    assert not wants_plain_name("Where to write the report.")
-
-
 # --- the docs rules ---
 
 
@@ -171,6 +97,7 @@ def test_a_token_comes_from_the_tool_whose_answer_holds_it() -> None:
         ({"priority": "FAST"}, "bad priority", "docs.not_in_enumeration", "exactly as listed: fast"),
         ({"priority": "now"}, "bad priority", "docs.not_in_enumeration", "slow, fast"),
         ({"day": "tomorrow"}, "bad day", "docs.wrong_format", "YYYY-MM-DD"),
+        ({"day": "2024-02-30"}, "Wrong format. Use YYYY-MM-DD.", "docs.wrong_format", "YYYY-MM-DD"),
         ({"copies": 9}, "too many", "docs.out_of_range", "between 1 and 5"),
         ({"letter_id": "99"}, "Letter 99 not found", "docs.value_from_tool", "list_letters"),
         ({"letter_id": "99"}, "Letter 99 was sent already", "docs.already_done", "conflicts"),

@@ -147,6 +147,9 @@ def test_an_error_about_an_argument_shows_its_description() -> None:
     assert named.hint is not None
     assert "How many." in named.hint.text
     assert outcome(ToolCall("cd", {"folder": "a"}), "Error: out of order").hint is None
+    only = outcome(ToolCall("cd", {"folder": "a"}), "Error: invalid syntax")
+    assert only.hint is not None
+    assert 'refused folder = "a"' in only.hint.text
 
 
 def test_an_api_prefix_does_not_hide_the_name() -> None:
@@ -201,11 +204,11 @@ def raises(error: BaseException) -> Callable[..., Any]:
         (raises(RecursionError()), "RecursionError"),
         (lambda scene: "go there", "gave str, expected Advice"),
         (lambda scene: Advice(3), "part of type int"),  # type: ignore[arg-type]
-        (lambda scene: time.sleep(2), "TimeoutError: no answer within 0.05 seconds"),
+        (lambda scene: time.sleep(30), "TimeoutError: no answer within 0.5 seconds"),
     ],
 )
 def test_a_rule_that_fails_is_recorded_and_skipped(does: Any, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    engine = HintEngine((Rule(does), *DEFAULT_RULES), rule_timeout_s=0.05)
+    engine = HintEngine((Rule(does), *DEFAULT_RULES), rule_timeout_s=0.5)
     with caplog.at_level(logging.WARNING):
         got = engine.outcome(ToolCall("cdd"), "Error: x", tools=TOOLS)
     assert got.hint is not None
@@ -312,6 +315,19 @@ def test_a_hint_can_always_be_sent() -> None:
 @pytest.mark.parametrize("rule", [lambda scene: None, object(), "rule", None])
 def test_what_is_no_rule_is_refused(rule: Any) -> None:
     with pytest.raises(HintRuleError, match="is no hint rule"):
+        HintEngine((rule,))
+
+
+def test_a_rule_is_asked_about_its_kinds_of_failure_only() -> None:
+    asked: list[FailureKind] = []
+    rule = Rule(lambda scene: asked.append(scene.failure.kind))
+    rule.kinds = {FailureKind.TOOL_ERROR}  # type: ignore[attr-defined]
+    engine = HintEngine((rule,))
+    engine.outcome(ToolCall("cdd"), "Error: x", tools=TOOLS)
+    engine.outcome(ToolCall("cd", {"folder": "a"}), "Error: x", tools=TOOLS)
+    assert asked == [FailureKind.TOOL_ERROR]
+    rule.kinds = {"tool error"}  # type: ignore[attr-defined]
+    with pytest.raises(HintRuleError, match="Expected a set of FailureKind"):
         HintEngine((rule,))
 
 

@@ -17,6 +17,7 @@ from envtune_agents import HintEngine, build_agent_graph, with_hints
 from envtune_agents.errors import HintRuleError
 from envtune_agents.graph import HintedToolNode
 from envtune_agents.hints import hint_tool_calls, outcomes_in
+from envtune_agents.hints.carried import History
 from envtune_agents.playground import Playground, playground_tasks
 from envtune_agents.testing import ScriptedChatModel, calls_message
 from envtune_agents.types import Advice, CallOutcome, Scene, ToolCall
@@ -213,3 +214,21 @@ def test_a_world_may_answer_with_anything(answer: Any) -> None:
     state = build_agent_graph(model, world, hints=3).invoke({})
     assert all(isinstance(one.raw_content, str) for one in outcomes_in(state["messages"]))
     assert outcomes_in(state["messages"])
+
+
+@pytest.mark.parametrize("mount", [wrapped, own_node])
+def test_rules_see_what_the_conversation_holds_latest_first(mount: Any) -> None:
+    """An outcome is read from its message only when a rule asks for it."""
+    node: Any = mount([tool({"error": "closed today"})], 3)
+    graph: Any = StateGraph(MessagesState).add_node("tools", node).add_edge(START, "tools").compile()
+    state: Any = {"messages": []}
+    for _ in range(2):
+        state = graph.invoke({"messages": [*state["messages"], calls_message(("odd", {"a": "x"}))]})
+    first, again = outcomes_in(state["messages"])
+    assert first.hint is None
+    assert again.hint is not None
+    assert again.hint.rule == "call.same_again"
+    history = History(state["messages"])
+    assert list(reversed(history)) == [again, first]
+    assert history[-1] == again
+    assert history[:1] == [first]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from envtune_agents.types import FailureKind, ToolCall
@@ -152,7 +153,7 @@ def _with_descriptions(parameters: dict[str, Any], docstring: str) -> dict[str, 
 
 def same_objects(left: Sequence[object], right: Sequence[object]) -> bool:
     """Whether two menus hold the very same tools in the same order (comparing tools by value is slow)."""
-    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
+    return len(left) == len(right) and all(map(is_, left, right))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,12 @@ def _describe_one(option: Schema) -> str:
 
 
 def _fits(value: Any, schema: Schema, root: Schema) -> bool:
+    if not _MANY_SIDED & schema.keys() and isinstance(schema.get("type"), str):
+        return _fits_one(value, schema)
     return any(_fits_one(value, option) for option in _options(schema, root))
+
+
+_MANY_SIDED = {"$ref", "anyOf", "oneOf"}
 
 
 def _fits_one(value: Any, option: Schema) -> bool:

@@ -117,7 +117,7 @@ def test_a_call_that_hangs_fails() -> None:
         """Sleep."""
         import time
 
-        time.sleep(0.5)
+        time.sleep(5)
         return "awake"
 
     state = agent([calls_message(("sleepy", {})), ""], HintMiddleware(call_timeout_s=0.05), tools=[sleepy]).invoke(GO)

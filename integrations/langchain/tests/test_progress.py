@@ -185,7 +185,7 @@ def test_a_scorer_that_is_wrong_is_no_score(score: Any, says: str) -> None:
 
 def test_a_scorer_that_hangs_ends_the_run() -> None:
     def slow(evidence: TurnEvidence) -> TurnScore:
-        time.sleep(1)
+        time.sleep(5)
         return TurnScore(1, 1, 1)
 
     graph = agent(ScriptedChatModel(script=[]), Slow(), scorer=slow, scorer_timeout_s=0.05)

@@ -15,7 +15,7 @@ from langgraph.types import Checkpointer, RetryPolicy
 from envtune_agents.errors import TaskError
 from envtune_agents.graph.model_node import ModelNode
 from envtune_agents.graph.progress_node import SCORER_TIMEOUT_S, ProgressNode
-from envtune_agents.graph.state import EpisodeState
+from envtune_agents.graph.state import ConversationState, EpisodeState
 from envtune_agents.graph.tool_node import CALL_TIMEOUT_S, HintedToolNode
 from envtune_agents.graph.world import World
 from envtune_agents.hints import HintDial, HintEngine
@@ -69,7 +69,7 @@ def build_agent_graph(
         first_step_calls=first_step_calls,
         seed=seed,
     )
-    builder = StateGraph(EpisodeState)
+    builder: StateGraph[Any] = StateGraph(EpisodeState if world else ConversationState)
     builder.add_node("model", model_node, retry_policy=model_retry)
     builder.add_node("tools", tool_node)
     if world is None:

@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from envtune_agents.deadline import acall_with_deadline, call_with_deadline
 from envtune_agents.graph.world import World
-from envtune_agents.progress import checked_score, strict_score
+from envtune_agents.progress import checked_score, partial_score, strict_score
 from envtune_agents.types import Environment, ProgressScorer, ReadsReplies, StopReason
 
 SCORER_TIMEOUT_S = 60.0
@@ -38,10 +38,16 @@ class ProgressNode(Runnable[Any, Any]):
         self._timeout_s = scorer_timeout_s
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
-        return call_with_deadline(partial(self._advance, input), self._timeout_s)
+        return call_with_deadline(partial(self._advance, input), None if self._at_once() else self._timeout_s)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
+        if self._at_once():
+            return self._advance(input)
         return await acall_with_deadline(partial(self._advance, input), self._timeout_s)
+
+    def _at_once(self) -> bool:
+        """Whether neither the environment nor the scorer needs a deadline and a thread of its own."""
+        return self._world.bounded and self._scorer in (strict_score, partial_score)
 
     def _advance(self, state: dict[str, Any]) -> dict[str, Any]:
         environment = self._world.at(state.get("world"))

@@ -9,14 +9,19 @@ from langchain_core.messages import AnyMessage
 from langgraph.graph.message import add_messages
 
 
-class EpisodeState(TypedDict, total=False):
-    """The state of an agent graph. A graph without an environment uses only `messages` and `step`."""
+class ConversationState(TypedDict, total=False):
+    """The state of an agent graph without an environment: LangGraph reads every key in every step."""
 
     messages: Annotated[list[AnyMessage], add_messages]
-    turn: int
-    """0-based index of the open turn."""
     step: int
     """Model calls made in the open turn."""
+
+
+class EpisodeState(ConversationState, total=False):
+    """The state of an agent graph that plays an environment's task."""
+
+    turn: int
+    """0-based index of the open turn."""
     scores: Annotated[list[dict[str, float]], operator.add]
     """One `TurnScore` for each closed turn, as a plain dictionary."""
     evidence: Annotated[list[dict[str, Any]], operator.add]

@@ -41,6 +41,7 @@ from envtune_agents.types import (
 )
 
 CALL_TIMEOUT_S = 30.0
+"""Seconds for one tool call in an episode; what `build_agent_graph` and `collect` allow unless told otherwise."""
 
 
 class HintedToolNode(Runnable[Any, Any]):
@@ -48,8 +49,9 @@ class HintedToolNode(Runnable[Any, Any]):
 
     Give it `tools`, or the `environment` that shows them. It sees all shapes of a failed call: a tool that raises, bad
     arguments, an unknown tool, an error in a polite answer, and a call that could not be parsed
-    (`AIMessage.invalid_tool_calls`). No tool can raise out of it, hang it for more than `call_timeout_s` seconds, or
-    flood the prompt with more than `max_content_chars` characters.
+    (`AIMessage.invalid_tool_calls`). No tool can raise out of it or flood the prompt with more than
+    `max_content_chars` characters. With `call_timeout_s` seconds, which `build_agent_graph` sets, no tool can hang it
+    either: a call then runs on a thread of its own, unless its tool is a coroutine.
     """
 
     def __init__(
@@ -58,13 +60,14 @@ class HintedToolNode(Runnable[Any, Any]):
         *,
         hints: HintEngine | HintDial | int = 3,
         environment: Environment | World | None = None,
-        call_timeout_s: float | None = CALL_TIMEOUT_S,
+        call_timeout_s: float | None = None,
         max_content_chars: int = MAX_CONTENT_CHARS,
     ) -> None:
         self._world = World.of(environment) if environment is not None else None
         engine = as_engine(hints).for_episode(self._world.live.task if self._world else None)
         detect = self._detect if self._world else None
         self._scribe = OutcomeScribe(engine, detect, max_content_chars)
+        self._hints_at_once = not engine.dial.level or all(getattr(rule, "bounded", False) for rule in engine.rules)
         self._call_timeout_s = call_timeout_s
         self._wrappers = hint_tool_calls(
             engine, detect=detect, call_timeout_s=call_timeout_s, max_content_chars=max_content_chars
@@ -123,7 +126,8 @@ class HintedToolNode(Runnable[Any, Any]):
 
     def _pending(self, call: dict[str, Any], state: Any, config: RunnableConfig | None) -> _Pending:
         if self._world and isinstance(self._world.live, RunsCalls):
-            return _Pending(partial(self._run_in_world, self._world.live, call, state))
+            parts = (self._world.live, call, state)
+            return _Pending(partial(self._run_in_world, *parts), partial(self._arun_in_world, *parts))
         node = self._current_node()
         payload = {"__type": "tool_call_with_context", "tool_call": {**call, "type": "tool_call"}, "state": state}
         tool = node.tools_by_name.get(call["name"])
@@ -131,22 +135,43 @@ class HintedToolNode(Runnable[Any, Any]):
         return _Pending(partial(node.invoke, payload, config), arun)
 
     def _run_in_world(self, world: RunsCalls, call: dict[str, Any], state: dict[str, Any]) -> ToolMessage:
-        asked = ToolCall(call["name"], call["args"], call["id"] or "")
-        visible = self._visible()
-        raw, failure, started = "", None, time.perf_counter()
+        asked, started = _asked(call), time.perf_counter()
         try:
-            answer: Any = call_with_deadline(partial(world.run_call, asked), self._call_timeout_s)
-            raw = answer if isinstance(answer, str) else as_text(answer)
+            ask, limit_s = partial(_text_of_call, world, asked), None if self._at_once() else self._call_timeout_s
+            answer: str | Exception = call_with_deadline(ask, limit_s)
         except Exception as error:
-            failure = failure_of(error, asked, self._scribe.schemas(visible))
-            raw = error_text(failure)
-        duration_s = time.perf_counter() - started
+            answer = error
+        return self._answered(asked, answer, state, time.perf_counter() - started)
+
+    async def _arun_in_world(self, world: RunsCalls, call: dict[str, Any], state: dict[str, Any]) -> ToolMessage:
+        asked, started = _asked(call), time.perf_counter()
+        try:
+            ask = partial(_text_of_call, world, asked)
+            answer: str | Exception = ask() if self._at_once() else await acall_with_deadline(ask, self._call_timeout_s)
+        except Exception as error:
+            answer = error
+        finish = partial(self._answered, asked, answer, state, time.perf_counter() - started)
+        return finish() if self._hints_at_once else await acall_with_deadline(finish, None)
+
+    def _answered(
+        self, asked: ToolCall, answer: str | Exception, state: dict[str, Any], duration_s: float
+    ) -> ToolMessage:
+        """The message for what a world answered to a call, or for what it raised."""
+        visible = self._visible()
+        failure = failure_of(answer, asked, self._scribe.schemas(visible)) if isinstance(answer, Exception) else None
+        raw = error_text(failure) if failure else str(answer)
         return self._scribe.message(asked, raw, visible, History(state["messages"]), failure, duration_s)
+
+    def _at_once(self) -> bool:
+        """Whether the environment needs neither a deadline nor a thread of its own."""
+        return self._world is not None and self._world.bounded
 
     def _visible(self) -> list[BaseTool]:
         return list(self._world.live.tools() if self._world else self._node.tools_by_name.values())
 
     def _current_node(self) -> ToolNode:
+        if self._world is None:
+            return self._node
         visible = self._visible()
         if not same_objects(list(self._node.tools_by_name.values()), visible):
             self._node = ToolNode(distinct(visible), **self._wrappers._asdict())
@@ -163,6 +188,15 @@ class _Pending:
 
     run: Callable[[], Any]
     arun: Callable[[], Awaitable[Any]] | None = None
+
+
+def _asked(call: dict[str, Any]) -> ToolCall:
+    return ToolCall(call["name"], call["args"], call["id"] or "")
+
+
+def _text_of_call(world: RunsCalls, asked: ToolCall) -> str:
+    answer: Any = world.run_call(asked)
+    return answer if isinstance(answer, str) else as_text(answer)
 
 
 def _timed_out(messages: Sequence[ToolMessage]) -> bool:

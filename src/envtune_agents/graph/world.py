@@ -29,6 +29,11 @@ class World:
         """The environment as it is now."""
         return self._live
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the environment says of itself that it always answers at once; see `Environment`."""
+        return bool(getattr(self._live, "bounded", False))
+
     def at(self, snapshot: JsonValue) -> Environment:
         """The environment at `snapshot`, or at its start for None: the live one if it is there, otherwise a fork."""
         if isinstance(self._live, Forkable):

@@ -6,27 +6,17 @@ In: a `Scene`. Out: `Advice`, or None. They read the error and the visible tools
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import ClassVar
 
-from envtune_agents.hint_rules.words import argument_in, quoted, shown, split_name
+from envtune_agents.hint_rules.phrases import FORBIDDEN, NO_FILE
+from envtune_agents.hint_rules.reading import reading_of
+from envtune_agents.hint_rules.words import purpose, quoted, shown, split_name
 from envtune_agents.types import Advice, FailureKind, Scene
 
-_NO_FILE = re.compile(
-    r"no such (?:file|directory|folder)"
-    r"|(?:file|directory|folder|path)\b.{0,200}?(?:not found|does not exist|doesn't exist)"
-    r"|(?:cannot|can't|could not) (?:find|open) (?:the )?(?:file|directory|folder|path)|FileNotFound|ENOENT",
-    re.IGNORECASE | re.DOTALL,
-)
-_FORBIDDEN = re.compile(
-    r"access (?:is )?denied|permission (?:is )?denied|not permitted|not allowed|forbidden|no permission|insufficient"
-    r" (?:permission|privilege|right|scope)s?|\b403\b|outside (?:of )?(?:the )?(?:allowed|permitted)",
-    re.IGNORECASE,
-)
 _LOOKS = frozenset({"list", "ls", "dir", "search", "find", "glob", "tree", "browse"})
 _FILES = re.compile(r"\b(?:files?|folders?|director(?:y|ies))\b", re.IGNORECASE)
-_READ_CHARS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +25,17 @@ class MissingFile:
 
     name: str = "access.missing_file"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        message = scene.failure.message[:_READ_CHARS]
-        if scene.failure.kind is not FailureKind.TOOL_ERROR or not _NO_FILE.search(message):
+        reading = reading_of(scene)
+        if scene.failure.kind not in self.kinds or not NO_FILE.occur_in(reading.said):
             return None
-        argument = argument_in(scene.failure.message, scene.call.args)
+        argument = reading.argument
         what = "the file or folder" if argument is None else f"{argument} = {shown(scene.call.args[argument])}"
-        finders = [name for name, tool in scene.tools.items() if name != scene.call.name and _shows_files(name, tool)]
+        finders = [
+            name for name, tool in scene.tools.items() if name != scene.call.name and _shows_files(name, purpose(tool))
+        ]
         look = f"Call {' or '.join(finders[:2])} to see what is there." if finders else ""
         return Advice(
             problem=f"{quoted(scene.call.name)} did not find {what}.",
@@ -57,12 +50,13 @@ class NotAllowed:
 
     name: str = "access.not_allowed"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        message = scene.failure.message[:_READ_CHARS]
-        if scene.failure.kind is not FailureKind.TOOL_ERROR or not _FORBIDDEN.search(message):
+        reading = reading_of(scene)
+        if scene.failure.kind not in self.kinds or not FORBIDDEN.occur_in(reading.said):
             return None
-        argument = argument_in(scene.failure.message, scene.call.args)
+        argument = reading.argument
         what = "this" if argument is None else f"{argument} = {shown(scene.call.args[argument])}"
         return Advice(
             problem=f"{quoted(scene.call.name)} may not touch {what}.",
@@ -71,6 +65,7 @@ class NotAllowed:
         )
 
 
-def _shows_files(name: str, tool: Mapping[str, Any]) -> bool:
+@lru_cache(maxsize=4096)
+def _shows_files(name: str, description: str) -> bool:
     words = set(split_name(name).replace("-", " ").split())
-    return bool(words & _LOOKS) and _FILES.search(f"{name} {str(tool.get('description') or '')[:500]}") is not None
+    return bool(words & _LOOKS) and _FILES.search(f"{name} {description[:500]}") is not None

@@ -16,13 +16,12 @@ from typing import Any, ClassVar
 
 from envtune_agents.errors import HintRuleError
 from envtune_agents.hint_rules.patterns import matches
+from envtune_agents.hint_rules.reading import RAN_KINDS, reading_of
 from envtune_agents.hint_rules.words import argument_in, quoted, shown
 from envtune_agents.types import Advice, FailureKind, Scene
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _WILD = re.compile(r"[*?\[]")
-RAN_KINDS = frozenset({FailureKind.TOOL_ERROR, FailureKind.EMPTY_RESULT})
-"""The kinds that a rule without `kind` speaks about: faults against a schema are left to the first layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,7 @@ class When:
     tool: tuple[str, ...] = ()
     """Globs of which one fits the called tool."""
     kind: frozenset[FailureKind] = RAN_KINDS
+    """Faults against a schema are left to the first layer, unless a rule asks for them."""
     message: re.Pattern[str] | None = None
     """Occurs in the failure's text."""
     message_contains: tuple[str, ...] = ()
@@ -49,7 +49,10 @@ class When:
         """The argument that the conditions, or else the failure's text, are about."""
         args = scene.call.args
         fitting = [name for name in self.argument if name in args and self._value_fits(args[name])]
-        named = argument_in(scene.failure.message, {name: args[name] for name in fitting} if self.argument else args)
+        if self.argument:
+            named = argument_in(scene.failure.message, {name: args[name] for name in fitting}) if fitting[1:] else None
+        else:
+            named = reading_of(scene).argument
         return named or next(iter(fitting or (args if len(args) == 1 and not self.argument else ())), None)
 
     def concerns(self, tool: str, kind: FailureKind) -> bool:
@@ -61,7 +64,7 @@ class When:
         message = scene.failure.message
         return (
             self.concerns(scene.call.name, scene.failure.kind)
-            and (not self.message_contains or any(part.lower() in message.lower() for part in self.message_contains))
+            and (not self.message_contains or _contains(message.lower(), self.message_contains))
             and (not self.argument or self.argument_of(scene) is not None)
             and (not self.called or _succeeded(self.called, scene))
             and (not self.not_called or not _succeeded(self.not_called, scene))
@@ -136,6 +139,10 @@ def load_rules(path_or_text: str | Path, *, training: bool = True) -> tuple[Decl
 def fits_any(name: str, globs: Sequence[str]) -> bool:
     """Whether a tool's name fits one of the globs."""
     return name in globs or any(fnmatchcase(name, glob) for glob in globs if _WILD.search(glob))
+
+
+def _contains(said: str, parts: Sequence[str]) -> bool:
+    return any(part.lower() in said for part in parts)
 
 
 def _succeeded(globs: Sequence[str], scene: Scene) -> bool:

@@ -8,39 +8,25 @@ JSON Schema, and the only values they name are the agent's own and enumerations 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
-from envtune_agents.hint_rules.prose import enumeration, value_format, value_range, wants_plain_name
+from envtune_agents.hint_rules.phrases import ABSENT, ALREADY, ASKS_LOGIN, LIMIT
+from envtune_agents.hint_rules.prose import (
+    enumeration,
+    enumeration_in_error,
+    range_in_error,
+    value_format,
+    value_range,
+    wants_plain_name,
+)
+from envtune_agents.hint_rules.reading import RAN_KINDS, Reading, reading_of
 from envtune_agents.hint_rules.sources import GIVEN_BY_USER, is_id_like, is_login, login_tools, sources_of
-from envtune_agents.hint_rules.words import argument_in, cut, described, parameters_of, quoted, shown, split_name
+from envtune_agents.hint_rules.words import cut, described, parameters_of, purpose, quoted, shown, split_name
 from envtune_agents.types import Advice, FailureKind, HintRule, Scene
 
-_RAN = (FailureKind.TOOL_ERROR, FailureKind.EMPTY_RESULT)
-
-_ASKS_LOGIN = re.compile(
-    r"not (?:logged|signed) ?in|log ?in (?:first|to|before|required)|please (?:log|sign) in|login required"
-    r"|(?:not|un) ?(?:be )?authenticated|please authenticate|authentication (?:is )?required|unauthori[sz]ed"
-    r"|not authori[sz]ed|no (?:user|one|account) is (?:currently )?logged in|must be logged in|session (?:has )?expired"
-    r"|(?:invalid|expired|missing|wrong|no) (?:access |auth(?:entication)? |session )?token"
-    r"|token (?:is )?(?:not initiali[sz]ed|expired|invalid|missing)|\b401\b",
-    re.IGNORECASE,
-)
-_ABSENT = re.compile(
-    r"not found|no such|does(?: not|n't) exist|unknown|invalid|not registered|not available|no available"
-    r"|not recogni[sz]ed|cannot find|could not find|no match",
-    re.IGNORECASE,
-)
-_ALREADY = re.compile(
-    r"already|\bexists\b|duplicate|conflict|cannot go back|not empty",
-    re.IGNORECASE,
-)
-_LIMIT = re.compile(
-    r"insufficient|not enough|exceed|above the|over the limit|too (?:large|long|many|high|small|low)|capacity"
-    r"|less than .{0,40}limit|limit reached|quota|out of (?:stock|range)|maximum|minimum",
-    re.IGNORECASE,
-)
 _CHANGES_FOLDER = re.compile(r"change\b.{0,30}\b(?:directory|folder)", re.IGNORECASE)
 
 
@@ -50,14 +36,15 @@ class LogInFirst:
 
     name: str = "docs.log_in_first"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        message = scene.failure.message
-        if not _ran(scene) or is_login(scene.call.name) or not _ASKS_LOGIN.search(message):
+        said = reading_of(scene).said
+        if not reading_of(scene).ran or is_login(scene.call.name) or not ASKS_LOGIN.occur_in(said):
             return None
         tokens = [name for name in scene.call.args if "token" in split_name(name).split()]
         logins = login_tools(scene.call.name, scene.tools)
-        if tokens and "token" in message.lower():
+        if tokens and "token" in said:
             givers = sources_of(tokens[0], scene.call.name, scene.tools) or logins
             return Advice(
                 problem=f"{quoted(scene.call.name)} did not accept {tokens[0]}.",
@@ -77,15 +64,17 @@ class PathForName:
 
     name: str = "docs.path_for_name"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        paths = [name for name, value in _texts(scene) if "/" in value or "\\" in value]
-        for argument in _named_first(paths, scene):
+        reading = reading_of(scene)
+        paths = [name for name, value in reading.texts if "/" in value or "\\" in value]
+        for argument in paths if reading.ran else ():
             about = described(argument, parameters_of(scene))
             if "path" in split_name(argument).split():
                 continue
-            if wants_plain_name(about) or (wants_plain_name(scene.failure.message) and len(paths) == 1):
-                changers = [name for name, tool in scene.tools.items() if _changes_folder(tool)]
+            if wants_plain_name(about) or (len(paths) == 1 and wants_plain_name(reading.said)):
+                changers = [name for name, tool in scene.tools.items() if _changes_folder(purpose(tool))]
                 itself = scene.call.name in changers
                 first = f"Go to the right folder first with {changers[0]}, then give" if changers else "Give"
                 return Advice(
@@ -104,11 +93,11 @@ class NotInEnumeration:
 
     name: str = "docs.not_in_enumeration"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene):
-            return None
-        for argument, values, allowed in self._listed(scene):
+        reading = reading_of(scene)
+        for argument, values, allowed in self._listed(scene, reading) if reading.ran else ():
             wrong = [value for value in values if value not in allowed]
             if wrong:
                 same = [one for one in allowed if one.lower() == wrong[0].lower()]
@@ -121,16 +110,15 @@ class NotInEnumeration:
                 )
         return None
 
-    def _listed(self, scene: Scene) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
-        for argument, schema in _arguments(scene):
+    def _listed(self, scene: Scene, reading: Reading) -> Iterator[tuple[str, list[str], tuple[str, ...]]]:
+        for argument, schema in reading.arguments:
             values = _strings(scene.call.args[argument])
             allowed = enumeration(str(schema.get("description") or ""), schema)
             if values and allowed:
                 yield argument, values, allowed
-        argument_named = argument_in(scene.failure.message, scene.call.args)
-        allowed = enumeration(scene.failure.message)
-        if argument_named and allowed:
-            yield argument_named, _strings(scene.call.args[argument_named]), tuple(sorted(allowed))
+        allowed = enumeration_in_error(scene.failure.message) if reading.argument else ()
+        if reading.argument and allowed:
+            yield reading.argument, _strings(scene.call.args[reading.argument]), tuple(sorted(allowed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +127,14 @@ class WrongFormat:
 
     name: str = "docs.wrong_format"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene):
-            return None
-        complains = "format" in scene.failure.message.lower()
-        named = argument_in(scene.failure.message, scene.call.args)
-        for argument, value in _texts(scene):
+        reading = reading_of(scene)
+        complains = "format" in reading.said
+        for argument, value in reading.texts if reading.ran else ():
             wanted = value_format(described(argument, parameters_of(scene)))
-            blamed = complains and argument == named
+            blamed = complains and (argument == reading.argument or (wanted and wanted.words.lower() in reading.said))
             if wanted and (not wanted.fits(value) or (blamed and wanted.pattern)):
                 return Advice(
                     problem=f"{argument} = {shown(value)} is not in the right format.",
@@ -163,15 +150,14 @@ class OutOfRange:
 
     name: str = "docs.out_of_range"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene):
-            return None
-        stated = value_range(scene.failure.message)
-        for argument, schema in _arguments(scene):
+        reading = reading_of(scene)
+        numbers = [(name, schema) for name, schema in reading.arguments if type(scene.call.args[name]) in (int, float)]
+        stated = range_in_error(reading.said) if numbers else None
+        for argument, schema in numbers if reading.ran else ():
             value = scene.call.args[argument]
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                continue
             for allowed in (value_range(str(schema.get("description") or ""), schema), stated):
                 if allowed and not allowed.fits(value):
                     return Advice(
@@ -188,12 +174,14 @@ class ValueFromTool:
 
     name: str = "docs.value_from_tool"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene) or not _ABSENT.search(scene.failure.message):
+        reading = reading_of(scene)
+        if not reading.ran or not ABSENT.occur_in(reading.said):
             return None
-        ids = {name: scene.call.args[name] for name, _ in _arguments(scene) if is_id_like(name)}
-        argument = argument_in(scene.failure.message, scene.call.args)
+        ids = {name: scene.call.args[name] for name, _ in reading.arguments if is_id_like(name)}
+        argument = reading.argument
         if argument in GIVEN_BY_USER or not ids:
             return None
         if argument not in ids:
@@ -214,9 +202,11 @@ class AlreadyDone:
 
     name: str = "docs.already_done"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene) or not _ALREADY.search(scene.failure.message) or _ABSENT.search(scene.failure.message):
+        reading = reading_of(scene)
+        if not reading.ran or not ALREADY.occur_in(reading.said) or ABSENT.occur_in(reading.said):
             return None
         return Advice(
             problem=f"{quoted(scene.call.name)} changed nothing: it conflicts with what is already there.",
@@ -231,9 +221,11 @@ class OverLimit:
 
     name: str = "docs.over_limit"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if not _ran(scene) or not _LIMIT.search(scene.failure.message):
+        reading = reading_of(scene)
+        if not reading.ran or not LIMIT.occur_in(reading.said):
             return None
         numbers = [name for name, value in scene.call.args.items() if type(value) in (int, float)]
         return Advice(
@@ -249,11 +241,12 @@ class FoundNothing:
 
     name: str = "docs.found_nothing"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.EMPTY_RESULT})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if scene.failure.kind is not FailureKind.EMPTY_RESULT:
+        if scene.failure.kind not in self.kinds:
             return None
-        texts = [name for name, _ in _texts(scene)]
+        texts = [name for name, _ in reading_of(scene).texts]
         searched = [name for name in texts if set(split_name(name).split()) & _SEARCH_WORDS] or texts[-1:]
         what = f"{searched[0]} = {shown(scene.call.args[searched[0]])}" if searched else "these arguments"
         return Advice(
@@ -279,38 +272,14 @@ DOCS_RULES: tuple[HintRule, ...] = (
 """The second layer, from the most to the least specific."""
 
 
-def _ran(scene: Scene) -> bool:
-    return scene.failure.kind in _RAN and scene.call.name in scene.tools
-
-
-def _arguments(scene: Scene) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The given arguments that the tool declares, those that the error names first, each with its schema."""
-    properties = parameters_of(scene).get("properties") or {}
-    names = [name for name in scene.call.args if isinstance(properties.get(name), Mapping)]
-    for name in _named_first(names, scene):
-        yield name, properties[name]
-
-
-def _texts(scene: Scene) -> Iterator[tuple[str, str]]:
-    if _ran(scene):
-        for name, _ in _arguments(scene):
-            if isinstance(scene.call.args[name], str):
-                yield name, scene.call.args[name]
-
-
-def _named_first(names: list[str], scene: Scene) -> list[str]:
-    """The argument that the error is about, before the others."""
-    named = argument_in(scene.failure.message, scene.call.args)
-    return sorted(names, key=lambda name: name != named)
-
-
 def _strings(value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     return [one for one in values if isinstance(one, str)]
 
 
-def _changes_folder(tool: Mapping[str, Any]) -> bool:
-    return _CHANGES_FOLDER.search(str(tool.get("description") or "")[:2_000]) is not None
+@lru_cache(maxsize=4096)
+def _changes_folder(description: str) -> bool:
+    return _CHANGES_FOLDER.search(description[:2_000]) is not None
 
 
 def _call_first(names: list[str]) -> str:

@@ -20,26 +20,32 @@ _LIST_MARK = re.compile(
     r"|options are:?|choices are:?|the options:|must be either|either|(?:must|should|can) be one of:?|one of:?",
     re.IGNORECASE,
 )
+_LIST_WORDS = ("[enum]", "values", "options", "choices", "either", "one of")
+"""What every list mark holds; looking for them first is twenty times as fast."""
 _BRACKETED = re.compile(r"\s*(?:the following\s*:?\s*)?[\[({]([^\])}]{1,1000})[\])}]")
 _KEYED = re.compile(r"['\"`](\w{1,30})['\"`]\s*(?:for|=|:|->|means)\s+\w")
 _SLASHED = re.compile(r"\(([A-Za-z]\w{0,20}(?:/[A-Za-z]\w{0,20}){1,7})\)")
 _WORD = re.compile(r"[\w.+-]{1,40}$")
-_FORMAT_PARTS = {"YYYY": r"\d{4}", "YY": r"\d{2}", "MM": r"\d{2}", "DD": r"\d{2}", "HH": r"\d{2}", "SS": r"\d{2}"}
+_FORMAT_PARTS = {
+    "YYYY": r"\d{4}",
+    "YY": r"\d{2}",
+    "MM": r"(?:0[1-9]|1[0-2])",
+    "DD": r"(?:0[1-9]|[12]\d|3[01])",
+    "HH": r"(?:[01]\d|2[0-3])",
+    "SS": r"[0-5]\d",
+}
 _FORMAT = re.compile(r"(?<![A-Za-z])(?:YYYY|YY|MM|DD|HH)(?:[-/.:T ]{1,2}(?:YYYY|YY|MM|DD|HH|SS))+(?![A-Za-z])")
 _FREE_FORMAT = re.compile(r"in the format(?: of)?:?\s+([^.;\n]{2,80})", re.IGNORECASE)
 _LETTER_CODE = re.compile(r"\b(\d|three|two)[- ](?:letter|character)s?\b", re.IGNORECASE)
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
-_SPAN = re.compile(rf"\b(?:between|from)\s+{_NUMBER}(?:\s*\([^)]{{0,40}}\))?\s*(?:and|to|-)\s*{_NUMBER}", re.IGNORECASE)
-_POSITIVE = re.compile(r"(?:must|should|has to|needs to) be (?:a )?(?:positive|greater than (?:0|zero))", re.IGNORECASE)
-_NOT_NEGATIVE = re.compile(
-    r"(?:cannot|can't|must not|should not) be (?:a )?negative|must be non-?negative", re.IGNORECASE
-)
+_SPAN = re.compile(rf"\b(?:between|from)\s+{_NUMBER}(?:\s*\([^)]{{0,40}}\))?\s*(?:and|to|-)\s*{_NUMBER}")
+_POSITIVE = re.compile(r"(?:must|should|has to|needs to) be (?:a )?(?:positive|greater than (?:0|zero))")
+_NOT_NEGATIVE = re.compile(r"(?:cannot|can't|must not|should not) be (?:a )?negative|must be non-?negative")
 _PLAIN_NAME = re.compile(
     r"no (?:file )?paths?\b|not (?:allow|a) (?:a )?path|cannot be a path|does not allow path|path not allowed"
     r"|one (?:folder |directory )?level"
     r"|(?:local|at|in|of|from|to) (?:to |at )?(?:the )?(?:current|local) (?:working )?directory"
-    r"|only (?:a|the) (?:file|directory|folder)",
-    re.IGNORECASE,
+    r"|only (?:a|the) (?:file|directory|folder)"
 )
 
 
@@ -75,13 +81,17 @@ class ValueRange:
 
 def enumeration(text: str, schema: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The values that a description (or the schema's own `enum`) lists; () when it lists none."""
-    return _declared(schema or {}) or _enumeration(text[:_READ_CHARS])
+    return _declared(schema or {}) or _known_enumeration(text[:_READ_CHARS])
 
 
-@lru_cache(maxsize=1024)
+def enumeration_in_error(message: str) -> tuple[str, ...]:
+    """The values that an error lists; errors seldom come twice, so nothing is remembered."""
+    return _enumeration(message[:_READ_CHARS])
+
+
 def _enumeration(text: str) -> tuple[str, ...]:
-    keyed = _KEYED.findall(text)
-    for mark in _LIST_MARK.finditer(text):
+    keyed, low = _KEYED.findall(text), text.lower()
+    for mark in _LIST_MARK.finditer(text) if any(word in low for word in _LIST_WORDS) else ():
         values = _listed(text[mark.end() :], loose=mark[0][-1] in ":]")
         if len(values) >= 2:
             return values
@@ -91,6 +101,9 @@ def _enumeration(text: str) -> tuple[str, ...]:
     if slashed and not _FORMAT.search(slashed[1]):
         return tuple(slashed[1].split("/"))
     return ()
+
+
+_known_enumeration = lru_cache(maxsize=4096)(_enumeration)
 
 
 def _declared(schema: Mapping[str, Any]) -> tuple[str, ...]:
@@ -117,12 +130,12 @@ def value_format(text: str) -> ValueFormat | None:
     return _value_format(text[:_READ_CHARS])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _value_format(text: str) -> ValueFormat | None:
     dated = _FORMAT.search(text)
     if dated:
-        escaped = re.sub(r"YYYY|YY|MM|DD|HH|SS", lambda part: _FORMAT_PARTS[part[0]], re.escape(dated[0]))
-        return ValueFormat(dated[0], escaped)
+        parts = re.escape(re.sub(r"(HH\W{1,2})MM", r"\1SS", dated[0]))  # minutes, which go as far as seconds
+        return ValueFormat(dated[0], re.sub(r"YYYY|YY|MM|DD|HH|SS", lambda part: _FORMAT_PARTS[part[0]], parts))
     letters = _LETTER_CODE.search(text)
     if letters:
         count = {"two": 2, "three": 3}.get(letters[1].lower()) or int(letters[1])
@@ -141,11 +154,16 @@ def value_range(text: str, schema: Mapping[str, Any] | None = None) -> ValueRang
         if not isinstance(low, int | float):
             return ValueRange(f"at most {high}", high=float(high))
         return ValueRange(f"between {low} and {high}", float(low), float(high))
-    return _value_range(text[:_READ_CHARS])
+    return _known_range(text[:_READ_CHARS])
 
 
-@lru_cache(maxsize=1024)
-def _value_range(text: str) -> ValueRange | None:
+def range_in_error(said: str) -> ValueRange | None:
+    """The range that an error in lower case names, or None."""
+    return _range(said[:_READ_CHARS])
+
+
+def _range(text: str) -> ValueRange | None:
+    text = text.lower()
     span = _SPAN.search(text)
     if span and float(span[1]) < float(span[2]):
         return ValueRange(f"between {span[1]} and {span[2]}", float(span[1]), float(span[2]))
@@ -154,11 +172,9 @@ def _value_range(text: str) -> ValueRange | None:
     return ValueRange("0 or more", low=0.0) if _NOT_NEGATIVE.search(text) else None
 
 
+_known_range = lru_cache(maxsize=4096)(_range)
+
+
 def wants_plain_name(text: str) -> bool:
-    """Whether a description asks for a name inside the current folder, not for a path."""
-    return _wants_plain_name(text[:_READ_CHARS])
-
-
-@lru_cache(maxsize=1024)
-def _wants_plain_name(text: str) -> bool:
-    return _PLAIN_NAME.search(text) is not None
+    """Whether a description, or an error, asks for a name inside the current folder, not for a path."""
+    return _PLAIN_NAME.search(text[:_READ_CHARS].lower()) is not None

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from envtune_agents.hint_rules.phrases import BAD_VALUE
+from envtune_agents.hint_rules.reading import reading_of
 from envtune_agents.hint_rules.words import (
-    argument_in,
     closest,
     cut,
     described,
@@ -32,9 +33,10 @@ class UnknownTool:
 
     name: str = "schema.unknown_tool"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.UNKNOWN_TOOL})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if scene.failure.kind is not FailureKind.UNKNOWN_TOOL:
+        if scene.failure.kind not in self.kinds:
             return None
         near = closest(scene.call.name, scene.tools)
         return Advice(
@@ -50,6 +52,7 @@ class UnknownArgument:
 
     name: str = "schema.unknown_argument"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.UNKNOWN_ARGUMENT})
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.UNKNOWN_ARGUMENT)
@@ -69,6 +72,7 @@ class MissingArgument:
 
     name: str = "schema.missing_argument"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.MISSING_ARGUMENT})
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.MISSING_ARGUMENT)
@@ -91,13 +95,14 @@ class WrongArgumentType:
 
     name: str = "schema.wrong_type"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.WRONG_TYPE})
 
     def __call__(self, scene: Scene) -> Advice | None:
         faults = _faults(scene, FailureKind.WRONG_TYPE)
         if faults is None:
             return None
         wrong = faults.wrong_type
-        got = "; ".join(f"{fault.argument} was {_json_type(fault.value)} {shown(fault.value)}" for fault in wrong)
+        got = "; ".join(f"{fault.argument} was {_with_type(fault.value)}" for fault in wrong)
         return Advice(
             problem=f"{quoted(scene.call.name)} got an argument of the wrong type: {got}.",
             constraint=" ".join(f"{fault.argument} must be of type {fault.expected}." for fault in wrong),
@@ -111,9 +116,10 @@ class MalformedCall:
 
     name: str = "schema.malformed_call"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.MALFORMED_CALL})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if scene.failure.kind is not FailureKind.MALFORMED_CALL:
+        if scene.failure.kind not in self.kinds:
             return None
         return Advice(
             problem=f"The tool call could not be read, so nothing was run: {cut(scene.failure.message)}",
@@ -126,17 +132,20 @@ class MalformedCall:
 class RefusedArgument:
     """A call that fits its schema, yet the tool's error repeats the value or the name of one of its arguments.
 
-    The advice is the argument's own description: what a reader would look up first. The value shown is the agent's own.
+    Where a call has a single argument, an error that speaks of a bad value ("invalid syntax") is about that one. The
+    advice is the argument's own description: what a reader would look up first. The value shown is the agent's own.
     """
 
     name: str = "schema.refused_argument"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if scene.failure.kind is not FailureKind.TOOL_ERROR or scene.call.name not in scene.tools:
-            return None
-        argument = argument_in(scene.failure.message, scene.call.args)
-        if argument is None or argument not in (parameters_of(scene).get("properties") or {}):
+        reading = reading_of(scene)
+        argument = reading.argument
+        if argument is None and len(scene.call.args) == 1 and BAD_VALUE.occur_in(reading.said):
+            argument = next(iter(scene.call.args))
+        if scene.failure.kind not in self.kinds or argument is None or argument not in dict(reading.arguments):
             return None
         text = described(argument, parameters_of(scene))
         return Advice(
@@ -186,6 +195,10 @@ def _type_pointer(fault: WrongType) -> str:
     if expected.startswith("array"):
         return f"Give {fault.argument} as a list, also when it holds one item."
     return f"Write {fault.argument} as {expected}, and nothing else."
+
+
+def _with_type(value: Any) -> str:
+    return "null" if value is None else f"{_json_type(value)} {shown(value)}"
 
 
 def _json_type(value: Any) -> str:

@@ -5,22 +5,15 @@ In: a `Scene`. Out: `Advice`, or None. They read the failure and the history alo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
+from envtune_agents.hint_rules.phrases import DOWN, TOO_FAST
+from envtune_agents.hint_rules.reading import reading_of
 from envtune_agents.hint_rules.words import quoted, split_name
 from envtune_agents.types import Advice, FailureKind, Scene
 
-_DOWN = re.compile(
-    r"connection (?:refused|reset|aborted|error|timed out|failed)|failed to connect|cannot connect|could not connect"
-    r"|network (?:is )?(?:error|unreachable)|name ?resolution|failed to resolve|max retries exceeded"
-    r"|(?:temporarily|service|currently|server) unavailable"
-    r"|bad gateway|gateway time-?out|internal server error|(?:request|read|connection|operation) timed out"
-    r"|(?:status|code|http|error)\W{0,3}(?:code\W{0,3})?50[0234]\b",
-    re.IGNORECASE,
-)
-_TOO_FAST = re.compile(r"rate limit|too many requests|\b429\b|quota exceeded|throttl", re.IGNORECASE)
 _LOOKS_BACK = 8
 _AMOUNTS = frozenset({"limit", "count", "n", "max", "size", "pages", "rows", "results", "days", "depth", "top"})
 
@@ -31,9 +24,10 @@ class TimedOut:
 
     name: str = "call.timed_out"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TIMEOUT})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        if scene.failure.kind is not FailureKind.TIMEOUT:
+        if scene.failure.kind not in self.kinds:
             return None
         amounts = [name for name in scene.call.args if _AMOUNTS & set(split_name(name).split())]
         less = f"Ask for less at a time: lower {' or '.join(amounts)}." if amounts else "Ask for less at a time."
@@ -50,18 +44,19 @@ class ServiceTrouble:
 
     name: str = "call.service_trouble"
     bounded: ClassVar[bool] = True
+    kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
 
     def __call__(self, scene: Scene) -> Advice | None:
-        message = scene.failure.message[:2_000]
-        if scene.failure.kind is not FailureKind.TOOL_ERROR:
+        if scene.failure.kind not in self.kinds:
             return None
-        if _TOO_FAST.search(message):
+        said = reading_of(scene).said
+        if TOO_FAST.occur_in(said):
             return Advice(
                 problem=f"The service behind {quoted(scene.call.name)} takes no more calls for the moment.",
                 constraint="It limits how many calls it takes in a while; the arguments are not the reason.",
                 pointer="Do without it, or make fewer and larger calls, and come back to this one later.",
             )
-        if not _DOWN.search(message):
+        if not DOWN.occur_in(said):
             return None
         return Advice(
             problem=f"The service behind {quoted(scene.call.name)} did not answer properly.",
@@ -79,10 +74,9 @@ class SameCallAgain:
 
     def __call__(self, scene: Scene) -> Advice | None:
         call = scene.call
-        recent = scene.history[-_LOOKS_BACK:]
         if not any(
             outcome.name == call.name and outcome.failure == scene.failure and outcome.args == call.args
-            for outcome in recent
+            for outcome in islice(reversed(scene.history), _LOOKS_BACK)
         ):
             return None
         return Advice(

@@ -21,25 +21,11 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NO_NOUNS = frozenset({"id", "ids", "name", "code", "the", "to", "from", "of"})
 
 
-_EMPTY: Mapping[str, Any] = {}
-_last_asked: tuple[str, Mapping[str, Any], str | None] = ("", _EMPTY, None)
-
-
 def argument_in(message: str, args: Mapping[str, Any]) -> str | None:
     """The argument that an error is about: the one with the longest value it repeats, else one that it names.
 
     "Invalid travel class" names travel_class, and "booking not found" names booking_id.
     """
-    global _last_asked
-    known_message, known_args, known = _last_asked
-    if message is known_message and args is known_args:
-        return known  # most rules ask this about the same failure
-    found = _argument_in(message, args)
-    _last_asked = (message, args, found)
-    return found
-
-
-def _argument_in(message: str, args: Mapping[str, Any]) -> str | None:
     values = {name: str(value) for name, value in args.items()}
     repeated = [name for name, value in values.items() if len(value) > 1 and value in message]
     if repeated:
@@ -121,6 +107,11 @@ def parameters_of(scene: Scene) -> Mapping[str, Any]:
     return scene.tools[scene.call.name].get("parameters") or {}
 
 
+def purpose(tool: Mapping[str, Any]) -> str:
+    """The description of a tool; "" without one."""
+    return str(tool.get("description") or "")
+
+
 def signature(parameters: Mapping[str, Any]) -> str:
     """Every argument with its type and whether it is required."""
     required = set(parameters.get("required") or ())
@@ -139,5 +130,10 @@ def type_of(name: str, parameters: Mapping[str, Any]) -> str:
 def described(name: str, parameters: Mapping[str, Any]) -> str:
     """The description of one argument, shortened; "" without one."""
     schema = (parameters.get("properties") or {}).get(name) or {}
-    text = cut(str(schema.get("description") or ""), 240)
+    return _sentence(str(schema.get("description") or ""))
+
+
+@lru_cache(maxsize=4096)
+def _sentence(description: str) -> str:
+    text = cut(description, 240)
     return text if not text or text[-1] in ".!?…" else f"{text}."

@@ -6,7 +6,7 @@ checkpointers know, so a conversation that was saved and loaded still tells what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ def outcomes_in(messages: Sequence[AnyMessage]) -> list[CallOutcome]:
     return [outcome_from(fields) for fields in _carried(messages)]
 
 
-def _carried(messages: Sequence[AnyMessage]) -> Iterator[Mapping[str, Any]]:
+def _carried(messages: Iterable[AnyMessage]) -> Iterator[Mapping[str, Any]]:
     for message in messages:
         fields = getattr(message, "additional_kwargs", {}).get(OUTCOME_KEY)
         if fields:
@@ -44,6 +44,10 @@ class History(Sequence[CallOutcome]):
 
     def __len__(self) -> int:
         return len(self._fields)
+
+    def __reversed__(self) -> Iterator[CallOutcome]:
+        """The latest outcomes first, without a look at the rest."""
+        return map(outcome_from, _carried(reversed(self._messages)))
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 MAX_HINT_CHARS = 2_000
 RULE_TIMEOUT_S = 5.0
 _MAX_KNOWN = 1_000
+_KINDS = tuple(FailureKind)
 
 
 class HintEngine:
@@ -200,11 +201,18 @@ def _name_of(rule: HintRule) -> str:
             f"{rule!r} is no hint rule. A rule has a `name` that is text and not empty, and is called with a Scene; "
             "see envtune_agents.types.HintRule."
         )
+    kinds = getattr(rule, "kinds", ())
+    if not isinstance(kinds, Collection) or isinstance(kinds, str) or not all(kind in _KINDS for kind in kinds):
+        raise HintRuleError(
+            f"The rule {name!r} has kinds = {kinds!r}. Expected a set of FailureKind, such as {{FailureKind.TIMEOUT}}."
+        )
     return name
 
 
 def _concerns(rule: HintRule, tool: str, kind: FailureKind) -> bool:
-    return not isinstance(rule, DeclaredRule) or rule.when.concerns(tool, kind)
+    if isinstance(rule, DeclaredRule):
+        return rule.when.concerns(tool, kind)
+    return kind in getattr(rule, "kinds", FailureKind)
 
 
 def _is_object(text: str) -> bool:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from envtune_agents.ledger.leaks import values_from_hints
 from envtune_agents.ledger.tokens import ESTIMATE, TokenCounter
+from envtune_agents.summary import follows_up, next_call_worked
 from envtune_agents.types import CallOutcome, FailureKind, Hint, Rollout, RolloutStep
-
-_NO_TOOL = (FailureKind.UNKNOWN_TOOL, FailureKind.MALFORMED_CALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,7 @@ class FailureEvent:
     tokens: int
     """Tokens of the hint's text, as the counter given to `failure_events` has it; 0 without a hint."""
     next_call_succeeded: bool | None
-    """Whether the agent's next call of that tool did its job: the first one in a later step of the episode, for the
-    calls of the same step were written before the answer was seen. Where the failed call named no tool that exists, the
-    next call of any tool. None when no such call was made."""
+    """Whether the agent's next call of that tool did its job; see `summary.next_call_worked`."""
     steps_to_success: int | None
     """Model calls from the failed one to the first success of that tool in the same turn, at least 1; None when there
     was none before the turn ended."""
@@ -67,27 +64,14 @@ def failure_events(rollout: Rollout, counter: TokenCounter = ESTIMATE) -> Iterat
                     kind=outcome.failure.kind,
                     hint=outcome.hint,
                     tokens=counter.count(outcome.hint.text) if outcome.hint else 0,
-                    next_call_succeeded=_next_call(outcome, [*rest, *later_turns]),
+                    next_call_succeeded=next_call_worked(outcome, [*rest, *later_turns]),
                     steps_to_success=_steps_to_success(outcome, rest),
                     suspects=values_from_hints(rollout, turn, index, call),
                 )
 
 
-def _next_call(failed: CallOutcome, steps: Sequence[RolloutStep]) -> bool | None:
-    for step in steps:
-        for outcome in step.outcomes:
-            if _concerns(failed, outcome):
-                return outcome.failure is None
-    return None
-
-
 def _steps_to_success(failed: CallOutcome, steps: Sequence[RolloutStep]) -> int | None:
     for count, step in enumerate(steps, start=1):
-        if any(outcome.failure is None and _concerns(failed, outcome) for outcome in step.outcomes):
+        if any(outcome.failure is None and follows_up(failed, outcome) for outcome in step.outcomes):
             return count
     return None
-
-
-def _concerns(failed: CallOutcome, outcome: CallOutcome) -> bool:
-    names_no_tool = failed.failure is not None and failed.failure.kind in _NO_TOOL
-    return names_no_tool or outcome.name == failed.name

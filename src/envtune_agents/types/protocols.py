@@ -35,6 +35,10 @@ class Environment(Protocol):
                 "Switch the light."
                 self.on = on
                 return "ok"
+
+    One more attribute is read where an environment has it. `bounded = True` says that turns open and close, and
+    `RunsCalls` answers, always within microseconds: that is then done without a deadline and without a thread of its
+    own, which is most of what an episode costs beside the model.
     """
 
     @property
@@ -107,9 +111,9 @@ class HintRule(Protocol):
         def __call__(self, scene: Scene) -> Advice | None:
             return Advice("The door heard no 'please'.") if "manners" in scene.raw_content else None
 
-    Two more attributes are read where a rule has them. `training_only = True` keeps it out of production
+    Three more attributes are read where a rule has them. `training_only = True` keeps it out of production
     (`HintEngine.for_serving`). `bounded = True` says that it always answers within microseconds: the engine then asks
-    it without a deadline.
+    it without a deadline. `kinds`, a set of `FailureKind`, says about which failures it is asked; without it, all.
     """
 
     @property

@@ -139,6 +139,8 @@ class Scene:
     """Visible tools by name, each `{"name", "description", "parameters"}` with `parameters` a JSON Schema object."""
     history: Sequence[CallOutcome] = ()
     """Outcomes of this episode so far, oldest first, without the failed call."""
+    notes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What a rule has worked out about this failure and the next one can use; gone with the scene."""
 
 
 # --- what a turn leaves behind ---

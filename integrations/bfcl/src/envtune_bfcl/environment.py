@@ -50,6 +50,11 @@ class BfclEnvironment:
         """The task being played."""
         return self._task
 
+    @property
+    def bounded(self) -> bool:
+        """True but for tasks with MathAPI, whose arithmetic takes as long as the numbers are large."""
+        return "MathAPI" not in self._task.data["involved_classes"]
+
     def open_turn(self) -> str | None:
         """The next user message, or None when every turn was played."""
         if self._open:
