@@ -1,10 +1,11 @@
 """What collecting and storing rollouts costs, beside the bare LangGraph loop on the same tasks in the same process.
 
-    python benchmarks/rollouts.py [--tasks 40] [--rounds 5] [--episodes 2048] [--records 10000]
+    python benchmarks/rollouts.py [--tasks 40] [--rounds 5] [--episodes 2048] [--records 10000] [--gib 0]
 
-The model answers at once (the ground truth's calls, scripted), so everything that is measured is overhead. Four tables:
-a step of `collect` beside a step of the same graph without records; many episodes at the same time; writing and reading
-records, plain and compressed; memory while reading.
+The model answers at once (the ground truth's calls, scripted), so everything that is measured is overhead. Tables: a
+step of `collect`, through the graph and directly, beside a step of the same graph without records; many episodes at the
+same time; writing and reading records, plain and compressed, with the memory that reading takes; and, with `--gib`, a
+file of that size.
 """
 
 from __future__ import annotations
@@ -19,16 +20,30 @@ import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatResult
+from langchain_core.runnables import Runnable
 
 from envtune_agents.graph import build_agent_graph
-from envtune_agents.rollout import RolloutStore, collect, read_rollouts, run_episode
+from envtune_agents.rollout import Play, RolloutStore, collect, read_rollouts, run_directly, run_episode, to_line
 from envtune_agents.testing import ScriptedChatModel, calls_message
 from envtune_agents.types import Rollout, Task
 from envtune_bfcl import BfclEnvironment, load_tasks, parse_call
 
 _NO_LIMIT = {"recursion_limit": 1_000_000}
+
+
+class AtOnce(ScriptedChatModel):
+    """A model that costs nothing: it answers in the event loop (LangChain would send a script that is a function to a
+    thread) and leaves its tools as they are."""
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        return self.bind(tools=tools, **kwargs)
+
+    async def _agenerate(self, messages: list[BaseMessage], *_: Any, **__: Any) -> ChatResult:
+        return self._generate(messages)
 
 
 def solution_model(tasks: Sequence[Task]) -> ScriptedChatModel:
@@ -49,7 +64,7 @@ def solution_model(tasks: Sequence[Task]) -> ScriptedChatModel:
         position = sum(isinstance(message, AIMessage) for message in messages)
         return script[position] if position < len(script) else AIMessage("")
 
-    return ScriptedChatModel(script=reply, model_name="solution")
+    return AtOnce(script=reply, model_name="solution")
 
 
 def distinct(tasks: Sequence[Task], count: int) -> list[Task]:
@@ -66,29 +81,42 @@ async def bare_loop(tasks: Sequence[Task], model: ScriptedChatModel) -> tuple[fl
     return time.process_time() - started, steps
 
 
-async def collected(tasks: Sequence[Task], model: ScriptedChatModel, folder: Path) -> float:
-    started = time.process_time()
-    await collect(tasks, model, BfclEnvironment, out=folder, concurrency=1, hints=0)
-    return time.process_time() - started
+async def collected(tasks: Sequence[Task], model: ScriptedChatModel, play: Play) -> float:
+    """CPU seconds of the same episodes with records on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.process_time()
+        await collect(tasks, model, BfclEnvironment, out=folder, concurrency=1, hints=0, play=play)
+        return time.process_time() - started
 
 
 def overhead(tasks: Sequence[Task], rounds: int) -> None:
-    """CPU time, in interleaved rounds: a busy machine slows both alike."""
-    model = solution_model(tasks)
-    asyncio.run(bare_loop(tasks, model))
-    ratios, bare_ms = [], []
+    """CPU time, in interleaved rounds: a busy machine slows all alike."""
+    model, took = solution_model(tasks), {"bare": [], "graph": [], "direct": []}
+    steps = asyncio.run(bare_loop(tasks, model))[1]
+    runs = {
+        "bare": lambda: asyncio.run(bare_loop(tasks, model))[0],
+        "graph": lambda: asyncio.run(collected(tasks, model, run_episode)),
+        "direct": lambda: asyncio.run(collected(tasks, model, run_directly)),
+    }
     for number in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            first = number % 2
-            took = asyncio.run(collected(tasks, model, Path(folder))) if first else 0.0
-            bare, steps = asyncio.run(bare_loop(tasks, model))
-            took = took or asyncio.run(collected(tasks, model, Path(folder)))
-        ratios.append(took / bare)
-        bare_ms.append(1000 * bare / steps)
+        for name in list(runs)[:: -1 if number % 2 else 1]:
+            took[name].append(runs[name]())
     about = f"{len(tasks)} BFCL episodes, {steps} steps, {rounds} rounds, median"
-    print(f"\n{'a step':24} {'CPU ms':>8} {'ratio':>8}   ({about})")
-    print(f"{'bare LangGraph loop':24} {median(bare_ms):8.2f} {1:8.2f}")
-    print(f"{'collect':24} {median(bare_ms) * median(ratios):8.2f} {median(ratios):8.2f}")
+    print(f"\n{'a step':34} {'CPU ms':>8} {'/ bare':>8} {'/ direct':>9}   ({about})")
+    for name, title in TITLES.items():
+        ms = 1000 * median(took[name]) / steps
+        ratios = [
+            median(one / other for one, other in zip(took[name], took[peer], strict=True))
+            for peer in ("bare", "direct")
+        ]
+        print(f"{title:34} {ms:8.2f} {ratios[0]:8.2f} {ratios[1]:9.2f}")
+
+
+TITLES = {
+    "bare": "bare LangGraph loop, no records",
+    "graph": "collect, through the graph",
+    "direct": "collect(play=run_directly)",
+}
 
 
 def many_at_once(tasks: Sequence[Task], episodes: int) -> None:
@@ -126,6 +154,28 @@ def records(task: Task, count: int) -> None:
             print(f"{store.path.name:24} {wrote:8.1f} {read:8.1f} {size:8.0f} {growth(Path(folder)):11.2f}")
 
 
+def large_file(task: Task, gib: float) -> None:
+    """A file of long replies (2,000 tokens a step), read to its end: resident memory after a tenth of it and then."""
+    rollout = with_tokens(asyncio.run(run_episode(solution_model([task]), BfclEnvironment(task), hints=0)), 2_000)
+    line = to_line(rollout)
+    count = int(gib * 2**30 / len(line))
+    with tempfile.TemporaryDirectory() as folder:
+        with (Path(folder) / "rollouts.jsonl").open("wb") as file:
+            for _ in range(count):
+                file.write(line)
+        started, seen, early = time.perf_counter(), 0, 0.0
+        for seen, _ in enumerate(read_rollouts(folder), start=1):
+            early = resident_mib() if seen == count // 10 else early
+        took, late = time.perf_counter() - started, resident_mib()
+    print(f"\n{'a large file':24} {'GiB':>6} {'records':>9} {'seconds':>8} {'MiB at 10%':>11} {'MiB at end':>11}")
+    print(f"{'read_rollouts':24} {gib:6.1f} {seen:9} {took:8.0f} {early:11.0f} {late:11.0f}")
+
+
+def resident_mib() -> float:
+    """Memory of this process now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def growth(folder: Path) -> float:
     """How much more memory the last nine tenths of a file take than the first tenth, in MiB."""
     rollouts = read_rollouts(folder)
@@ -140,13 +190,13 @@ def growth(folder: Path) -> float:
     return (late - early) / 2**20
 
 
-def with_tokens(rollout: Rollout) -> Rollout:
-    """The rollout with made-up tokens: each prompt goes on from the step before."""
+def with_tokens(rollout: Rollout, sampled: int = 40) -> Rollout:
+    """The rollout with made-up tokens: each prompt goes on from the step before, `sampled` tokens are said."""
     prompt, turns = tuple(range(4_000)), []
     for turn in rollout.turns:
         steps = []
         for step in turn.steps:
-            said = tuple(range(40))
+            said = tuple(range(sampled))
             steps.append(
                 dataclasses.replace(
                     step,
@@ -166,11 +216,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=2048)
     parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--gib", type=float, default=0, help="size of a file to write and read; 0 leaves it out")
     options = parser.parse_args()
     tasks = distinct(load_tasks("all"), options.tasks)
-    overhead(tasks, options.rounds)
-    records(tasks[0], options.records)
-    many_at_once(distinct(load_tasks("all", "base"), 128), options.episodes)
+    if options.rounds:
+        overhead(tasks, options.rounds)
+    if options.records:
+        records(tasks[0], options.records)
+    if options.gib:
+        large_file(tasks[0], options.gib)
+    if options.episodes:
+        many_at_once(distinct(load_tasks("all", "base"), 128), options.episodes)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Unforkable:
 
 
 async def test_a_call_that_timed_out_is_passed_over_only_where_it_left_no_trace() -> None:
-    model = ScriptedChatModel(script=[calls_message(("nap", {"seconds": 0.3})), "Done."])
+    model = ScriptedChatModel(script=[calls_message(("nap", {"seconds": 5})), "Done."])
     rollout = await run_episode(model, Unforkable(), call_timeout_s=0.05)
     with pytest.raises(EnvironmentStateError, match="nap timed out"):
         restore(Unforkable(), rollout, 0, 0)

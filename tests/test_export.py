@@ -123,7 +123,7 @@ def test_a_missing_reward_is_neither_more_nor_less() -> None:
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ("reward >", "at character"),
+        ("reward >", "at character 9"),
         ("reward > 0 and hintz == 0", r"character 16: unknown name 'hintz'"),
         ("__import__('os').system('true')", "Call is not allowed"),
         ("task_id.upper() == 'T'", "Call is not allowed"),
@@ -244,6 +244,24 @@ def test_best_of_keeps_the_best_of_each_task(tmp_path: Path) -> None:
     assert done.kept == 2
 
 
+def test_best_of_a_file_that_mixes_runs_takes_one_of_those_with_the_same_id(tmp_path: Path) -> None:
+    runs = [written(tmp_path / str(reward), made("t/0/0", reward)) for reward in (0.2, 0.8, 0.5)]
+    mixed, out = tmp_path / "rollouts.jsonl", tmp_path / "out.jsonl"
+    mixed.write_bytes(b"".join((run / mixed.name).read_bytes() for run in runs))
+    assert export_rollouts(mixed, "sft", out, best_of=1).kept == 1
+    assert json.loads(out.read_text())["reward"] == 0.8
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs: /dev/full")
+def test_a_full_device_is_said_and_stays_a_device(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", made())
+    with pytest.raises(RecordError, match="No space left"):
+        export_rollouts(run, "sft", "/dev/full")
+    assert Path("/dev/full").is_char_device()
+    with pytest.raises(RecordError, match="Is a directory"):
+        export_rollouts(run, "sft", tmp_path)
+
+
 def test_a_broken_tape_is_left_out_and_counted(tmp_path: Path) -> None:
     good = made("t/0/1")
     (turn,) = made().turns
@@ -275,7 +293,7 @@ def test_parquet_is_opened_by_arrow(form: str, tmp_path: Path) -> None:
     assert len(rows) == done.rows == 3
     if form == "verl":
         assert rows[1]["messages"][0] == {"role": "user", "content": "do"}
-        assert json.loads(rows[1]["extra_info"])["rollout_id"] == "t/0/0"
+        assert json.loads(rows[1]["extra_info"]["rollout"])["rollout_id"] == "t/0/0"
         return
     (branch,) = branches_of(made("t/0/0"))
     assert rows[1]["completion_ids"] == list(branch.completion_ids)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,14 @@ async def test_a_small_context_ends_the_episode_and_keeps_the_tokens(tmp_path: P
 
 
 async def test_an_episode_has_a_time_limit() -> None:
+    over = threading.Event()
+
     def slow(messages: list[Any]) -> str:
-        time.sleep(0.3)
+        over.wait(30)
         return "hm"
 
     rollout = await run_episode(ScriptedChatModel(script=slow), Playground(TASKS[0]), episode_timeout_s=0.1)
+    over.set()
     assert rollout.stop_reason is StopReason.TIMEOUT
 
 
@@ -242,15 +246,20 @@ from test_rollout import example
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with RolloutStore({str(tmp_path)!r}) as store:
     store.append(example())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (store.path.stat().st_size + 100,) * 2)
+    size, hard = store.path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
     try:
         store.append(example(rollout_id="t/0/1"))
     except RecordError as error:
         print(error)
+    assert store.path.stat().st_size == size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    store.append(example(rollout_id="t/0/2"))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "1 finished rollouts are safe" in done.stdout, done.stderr
-    assert [rollout.rollout_id for rollout in read_rollouts(tmp_path)] == ["t/0/0"]
+    assert done.returncode == 0, done.stderr
+    assert [rollout.rollout_id for rollout in read_rollouts(tmp_path)] == ["t/0/0", "t/0/2"]
 
 
 KILLED = """
@@ -261,7 +270,8 @@ from envtune_agents.playground import Playground
 from envtune_agents.rollout import collect
 from envtune_agents.testing import ScriptedChatModel, solution_model
 fast = solution_model(TASKS)
-slow = ScriptedChatModel(script=lambda messages: (time.sleep(0.002), fast._reply(messages))[1])
+left = iter(range(1, int(sys.argv[3])))
+slow = ScriptedChatModel(script=lambda messages: (next(left, None) or time.sleep(60), fast._reply(messages))[1])
 asyncio.run(collect(TASKS, slow, Playground, out=sys.argv[1], samples=15, concurrency=3))
 print("finished")
 """
@@ -269,8 +279,9 @@ print("finished")
 
 def test_kill_9_in_the_middle_neither_loses_nor_repeats_a_rollout(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
+    some, enough = "100", "1000000"  # replies before the model falls silent
     path = tmp_path / "rollouts.jsonl"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+    with subprocess.Popen([*command, some], stdout=subprocess.DEVNULL) as running:
         while running.poll() is None and (not path.exists() or path.stat().st_size < 10_000):
             time.sleep(0.01)
         os.kill(running.pid, signal.SIGKILL)
@@ -278,7 +289,7 @@ def test_kill_9_in_the_middle_neither_loses_nor_repeats_a_rollout(tmp_path: Path
         file.write(b'{"rollout_id": "torn')
     before = path.read_bytes().rpartition(b"\n")[0]
     assert 0 < before.count(b"\n") < 59
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, enough], capture_output=True, text=True, timeout=120)
     assert done.stdout == "finished\n", done.stderr
     assert path.read_bytes().startswith(before)
     ids = [rollout.rollout_id for rollout in read_rollouts(path)]

@@ -9,17 +9,31 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from envtune_agents.cli import app
+from envtune_agents.errors import CollectionError, MissingDependencyError
 from envtune_agents.playground import Playground, playground_tasks
-from envtune_agents.rollout import RolloutStore, collect, patient, read_rollouts, run_episode, transient
+from envtune_agents.rollout import (
+    LocalPlayer,
+    ModelPrint,
+    RolloutStore,
+    collect,
+    collect_with,
+    patient,
+    read_rollouts,
+    run_episode,
+    transient,
+)
 from envtune_agents.rollout.pace import Pace
 from envtune_agents.testing import ScriptedChatModel, solution_model, tiny_qwen
 from envtune_agents.testing.token_script import TokenScript, tokenizer_only
-from envtune_agents.types import Rollout, StopReason
+from envtune_agents.types import Rollout, StopReason, Task
 
 TASKS = playground_tasks(0, 4)
 
@@ -113,9 +127,8 @@ async def test_collect_reports_stragglers(tmp_path: Path) -> None:
 
     model = solution_model(TASKS)
     done = await collect(TASKS[:1], model, Playground, out=tmp_path, samples=20, concurrency=2, play=play)
-    (straggler,) = done.stragglers
-    assert straggler.rollout_id == f"{TASKS[0].task_id}/0/19"
-    assert straggler.seconds > 1.4
+    took = {straggler.rollout_id: straggler.seconds for straggler in done.stragglers}
+    assert took[f"{TASKS[0].task_id}/0/19"] > 1.4
     assert done.written == 20
 
 
@@ -133,12 +146,41 @@ async def test_collect_counts_what_cannot_be_trained_on(tmp_path: Path) -> None:
     assert rollout.turns[0].evidence is not None
 
 
+class Tired:
+    """A player that plays twice, then is gone."""
+
+    def __init__(self) -> None:
+        self.left = 2
+        self.here = LocalPlayer(solution_model(TASKS), Playground)
+
+    async def model_print(self) -> ModelPrint:
+        return await self.here.model_print()
+
+    async def play(self, task: Task, sample: int) -> Rollout:
+        if task is TASKS[0]:
+            raise OSError("no such world")
+        if not self.left:
+            raise CollectionError("gone for today")
+        self.left -= 1
+        return await self.here.play(task, sample)
+
+
+async def test_another_player_plays_and_may_end_the_collection(tmp_path: Path) -> None:
+    with pytest.raises(CollectionError, match="gone for today"):
+        await collect_with(Tired(), TASKS, out=tmp_path, samples=1, concurrency=1)
+    failed, *good = read_rollouts(tmp_path)
+    assert (failed.error, failed.model) == ("OSError: no such world", "solution")
+    assert [rollout.reward for rollout in good] == [1.0, 1.0]
+    done = await collect(TASKS, solution_model(TASKS), Playground, out=tmp_path)
+    assert (done.skipped, done.written) == (3, 1)
+
+
 STOPPED = """
 import asyncio, sys, time
 sys.argv = ["envtune"]
 from pathlib import Path
 from envtune_agents.cli import app as cli
-from envtune_agents.cli.app import app
+from envtune_agents.cli.app import app, on_interrupt
 from envtune_agents.playground import Playground, playground_tasks
 from envtune_agents.rollout import collect
 from envtune_agents.testing import ScriptedChatModel
@@ -147,6 +189,7 @@ slow = ScriptedChatModel(script=lambda messages: (time.sleep(0.01), "Hm.")[1])
 
 @app.command("go")
 def go() -> None:
+    on_interrupt("the same command goes on")
     asyncio.run(collect(TASKS, slow, Playground, out=Path("run"), samples=500, concurrency=4, zstd=True))
 
 from envtune_agents.cli import main
@@ -169,8 +212,16 @@ def test_ctrl_c_finishes_writing_and_says_how_to_go_on(tmp_path: Path) -> None:
         os.kill(running.pid, signal.SIGINT)
         _, said = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert "run the same command again to go on" in said
+    assert "stopped; the same command goes on" in said
     kept = [rollout.rollout_id for rollout in read_rollouts(path)]
     assert 0 < len(kept) < 2000
     with RolloutStore(tmp_path / "run", zstd=True) as store:
         assert store.finished == set(kept)
+
+
+@pytest.mark.skipif(find_spec("envtune_ray") is not None, reason="envtune_ray is installed here")
+def test_the_command_line_says_how_to_get_a_cluster(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["collect", "--limit", "1", "--backend", "ray", "--out", str(tmp_path / "run")])
+    assert isinstance(result.exception, MissingDependencyError)
+    assert "pip install -e integrations/ray" in str(result.exception)
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from envtune_agents.rollout import (
     read_manifest,
     read_rollouts,
     run_manifest,
+    set_aside_errors,
     to_line,
 )
 from envtune_agents.rollout.runs import differences, find_runs, runs_table
@@ -40,6 +41,39 @@ def example(name: str = "t/0/0", tokens: int = 3, **changes: Any) -> Rollout:
         "stage": "", "hint_level": 3, "turns": turns, "n_turns": 1, "reward": 1.0, "stop_reason": StopReason.DONE,
     }  # fmt: skip
     return Rollout(**{**fields, **changes})
+
+
+def test_a_line_is_a_line_whatever_was_said() -> None:
+    said = "é \u2028 \x85 \x1e \ud800 \U0001f642 \r\n \0"
+    for text in ("plain", said, said.replace("\ud800", "")):
+        step = RolloutStep(text, (7,), (1,), (-0.1,))
+        line = to_line(example(turns=(RolloutTurn(text, (step,)),)))
+        assert len(line.decode("ascii").splitlines()) == 1
+        assert from_line(line).turns == (RolloutTurn(text, (step,)),)
+
+
+# --- errors set aside ---
+
+
+@pytest.mark.parametrize("zstd", [False, True])
+def test_errors_are_set_aside_and_the_rest_stays_byte_for_byte(tmp_path: Path, zstd: bool) -> None:
+    if zstd:
+        pytest.importorskip("zstandard")
+    good = [example(f"t/0/{sample}", 400) for sample in range(5)]
+    bad = [example(f"e/0/{sample}", 400, error="ValueError: no", reward=None) for sample in range(2)]
+    for folder, rollouts in (("mixed", [bad[0], *good[:3], bad[1], *good[3:]]), ("clean", good)):
+        with RolloutStore(tmp_path / folder, zstd=zstd) as store:
+            for rollout in rollouts:
+                store.append(rollout)
+    name = store.path.name
+    assert set_aside_errors(tmp_path / "clean") == 0
+    assert not (tmp_path / "clean" / "errors.jsonl").exists()
+    assert set_aside_errors(tmp_path / "mixed") == 2
+    assert (tmp_path / "mixed" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+    assert [one.rollout_id for one in read_rollouts(tmp_path / "mixed" / "errors.jsonl")] == ["e/0/0", "e/0/1"]
+    assert {path.name for path in (tmp_path / "mixed").iterdir()} == {name, "errors.jsonl"}
+    with RolloutStore(tmp_path / "mixed", zstd=zstd) as store:
+        assert store.finished == {one.rollout_id for one in good}
 
 
 # --- zstd ---

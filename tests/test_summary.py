@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rich.console import Console
 
+from envtune_agents.ledger import failure_events
 from envtune_agents.summary import next_call_worked, printable, reasons, rollout_text, summary_table, totals_by_category
 from envtune_agents.types import (
     CallOutcome,
@@ -25,7 +27,8 @@ def outcome(name: str, kind: FailureKind | None = None, *, hinted: bool = False)
 
 
 def rollout(*outcomes: CallOutcome, category: str = "base", score: float = 1.0) -> Rollout:
-    turn = RolloutTurn("please", (RolloutStep("<tool_call>", outcomes=outcomes),), TurnScore(1, score, score))
+    steps = tuple(RolloutStep("<tool_call>", outcomes=(each,)) for each in outcomes) or (RolloutStep("<tool_call>"),)
+    turn = RolloutTurn("please", steps, TurnScore(1, score, score))
     return Rollout("r/0/0", "r", category, 0, 0, "m", "", 3, (turn,), 1, score, StopReason.DONE)
 
 
@@ -38,11 +41,26 @@ def shown(thing: Any) -> str:
 
 def test_a_hint_worked_when_the_next_call_of_that_tool_did_its_job() -> None:
     wrong, right = outcome("cd", FailureKind.TOOL_ERROR, hinted=True), outcome("cd")
-    assert next_call_worked([wrong, outcome("ls"), right], 0) is True
-    assert next_call_worked([wrong, outcome("ls"), wrong], 0) is False
-    assert next_call_worked([wrong, outcome("ls")], 0) is None
+    steps = [RolloutStep("", outcomes=(outcome("ls"),)), RolloutStep("", outcomes=(right, wrong))]
+    assert next_call_worked(wrong, steps) is True
+    assert next_call_worked(wrong, steps[1:]) is True
+    assert next_call_worked(wrong, [RolloutStep("", outcomes=(wrong, right))]) is False
+    assert next_call_worked(wrong, steps[:1]) is None
     unknown = outcome("dc", FailureKind.UNKNOWN_TOOL, hinted=True)
-    assert next_call_worked([unknown, right], 0) is True
+    assert next_call_worked(unknown, steps[:1]) is True
+
+
+def test_the_table_and_the_ledger_count_alike() -> None:
+    """A call of the same reply was written before the hint was seen."""
+    wrong, right = outcome("cd", FailureKind.TOOL_ERROR, hinted=True), outcome("cd")
+    for steps, fixed in (([(wrong, right)], None), ([(wrong, right), (wrong,)], False), ([(wrong,), (right,)], True)):
+        played = tuple(RolloutStep("", outcomes=outcomes) for outcomes in steps)
+        one = dataclasses.replace(rollout(), turns=(RolloutTurn("go", played),))
+        totals = totals_by_category([one])[one.category]
+        (event, *_) = failure_events(one)
+        assert event.next_call_succeeded is fixed
+        assert totals.fixed == sum(event.next_call_succeeded is True for event in failure_events(one))
+        assert totals.hints_followed == sum(event.next_call_succeeded is not None for event in failure_events(one))
 
 
 def test_totals_and_table() -> None:

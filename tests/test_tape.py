@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 from pathlib import Path
@@ -19,7 +20,7 @@ from envtune_agents.rollout import TapeRecorder, from_line, to_line
 from envtune_agents.tape import branches_of, check_tape, tape_facts, tape_of, tape_of_messages, tape_problems
 from envtune_agents.testing import ScriptedChatModel, tiny_qwen
 from envtune_agents.testing.token_script import TokenScript, scripted_logprob, tokenizer_only
-from envtune_agents.types import Rollout, RolloutStep, RolloutTurn, StopReason
+from envtune_agents.types import TOKEN_TRACE_KEY, Rollout, RolloutStep, RolloutTurn, StopReason
 from envtune_agents.weights import Weights
 
 CALL = '<tool_call>\n{"arguments":{"city":"Oslo"},"name":"weather"}\n</tool_call>'
@@ -169,8 +170,6 @@ def test_parallel_branches_train_each_token_once(weights: Weights) -> None:
     for side in ("left", "right"):
         builder.add_edge("plan", side)
         builder.add_edge(side, END)
-    import asyncio
-
     messages = asyncio.run(builder.compile().ainvoke({"messages": [HumanMessage("Go")]}))["messages"]
     tape = tape_of_messages(messages)
     assert sorted(len(branch.spans) for branch in tape.branches) == [2, 3]
@@ -195,6 +194,7 @@ def test_a_recorder_sees_a_sub_agent_that_the_state_does_not_show(weights: Weigh
     assert sorted(len(branch.spans) for branch in recorder.tape.branches) == [2, 2]
     said = {weights.decode(branch.said(span)[:-1]) for branch in recorder.tape.branches for span in branch.spans}
     assert said == {call, "Wet.", CALL, "It rains."}
+    assert recorder.tape.drifted == 0
 
 
 def test_a_model_without_traces_leaves_an_empty_tape() -> None:
@@ -213,6 +213,35 @@ def test_an_edited_reply_is_rendered_anew_and_counted(weights: Weights) -> None:
     tape = tape_of_messages([*asked, reply, second])
     assert len(tape.branches) == 2
     assert tape.drifted == 1
+
+
+def test_drift_in_a_parallel_branch_and_in_a_sub_agent_is_counted_where_it_happens(weights: Weights) -> None:
+    """Two sides play at the same time; one of them, a graph of its own, edits what its model said."""
+    model = scripted(weights, "One.", "Two.")
+
+    def talk(edit: bool) -> Any:
+        async def node(state: Both) -> dict[str, Any]:
+            asked = [*state["messages"], HumanMessage("An edited side." if edit else "A faithful side.")]
+            reply = await model.ainvoke(asked)
+            shown = reply.model_copy(update={"content": "Something else."}) if edit else reply
+            return {"messages": [await model.ainvoke([*asked, shown, HumanMessage("And?")])]}
+
+        return node
+
+    sub_agent = StateGraph(Both).add_node("talk", talk(edit=True)).add_edge(START, "talk").compile()
+    builder = StateGraph(Both).add_node("faithful", talk(edit=False)).add_node("edited", sub_agent)
+    builder.add_edge(START, "faithful").add_edge(START, "edited")
+    recorder = TapeRecorder()
+    asked = {"messages": [HumanMessage("Go")]}
+    final = asyncio.run(builder.compile().ainvoke(asked, {"callbacks": [recorder]}))
+    tape = recorder.tape
+    assert len(recorder.replies) == 4
+    assert sorted(len(branch.spans) for branch in tape.branches) == [1, 1, 2]
+    assert sum(sum(branch.loss_mask) for branch in tape.branches) == sum(
+        len(reply.response_metadata[TOKEN_TRACE_KEY]["completion_token_ids"]) for reply in recorder.replies
+    )
+    assert tape.drifted == 1
+    assert tape_of_messages(final["messages"]).drifted == 1
 
 
 # --- BFCL ---

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envtune_agents.types import CallOutcome, FailureKind, Rollout, RolloutTurn, TurnEvidence
+from envtune_agents.types import CallOutcome, FailureKind, Rollout, RolloutStep, RolloutTurn, TurnEvidence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
 _SHOWN_CHARS = 400
+_NO_TOOL = (FailureKind.UNKNOWN_TOOL, FailureKind.MALFORMED_CALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal would obey instead of show (escape sequences, text direction), and what UTF-8 cannot hold."""
 
@@ -44,7 +45,13 @@ class CategoryTotals:
     def add(self, rollout: Rollout) -> None:
         """Counts one rollout in."""
         outcomes = list(outcomes_of(rollout))
-        follow_ups = [next_call_worked(outcomes, index) for index, outcome in enumerate(outcomes) if outcome.hint]
+        steps = [step for turn in rollout.turns for step in turn.steps]
+        follow_ups = [
+            next_call_worked(outcome, steps[index + 1 :])
+            for index, step in enumerate(steps)
+            for outcome in step.outcomes
+            if outcome.hint
+        ]
         self.rollouts += 1
         self.solved += rollout.solved
         self.turns += rollout.n_turns
@@ -67,18 +74,23 @@ def outcomes_of(rollout: Rollout) -> Iterator[CallOutcome]:
             yield from step.outcomes
 
 
-def next_call_worked(outcomes: list[CallOutcome], index: int) -> bool | None:
-    """Whether the next call after a hint did its job: the next one of the same tool, or the very next one where the
-    failed call named no tool that exists. None when no such call was made."""
-    failed = outcomes[index]
-    anything = failed.failure is not None and failed.failure.kind in (
-        FailureKind.UNKNOWN_TOOL,
-        FailureKind.MALFORMED_CALL,
-    )
-    for outcome in outcomes[index + 1 :]:
-        if anything or outcome.name == failed.name:
-            return outcome.failure is None
+def next_call_worked(failed: CallOutcome, later_steps: Iterable[RolloutStep]) -> bool | None:
+    """Whether the agent's next call of a tool did its job after `failed`; None when no such call was made.
+
+    That is the first call of the same tool in a later step of the episode, for the calls of the same step were written
+    before the answer was seen. Where the failed call named no tool that exists, it is the next call of any tool.
+    """
+    for step in later_steps:
+        for outcome in step.outcomes:
+            if follows_up(failed, outcome):
+                return outcome.failure is None
     return None
+
+
+def follows_up(failed: CallOutcome, outcome: CallOutcome) -> bool:
+    """Whether a later call is another try at what a failed call wanted, as far as the names tell."""
+    names_no_tool = failed.failure is not None and failed.failure.kind in _NO_TOOL
+    return names_no_tool or outcome.name == failed.name
 
 
 def totals_by_category(rollouts: Iterable[Rollout]) -> dict[str, CategoryTotals]:

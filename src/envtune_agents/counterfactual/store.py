@@ -7,14 +7,16 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
 from envtune_agents.counterfactual.branch import Branch
 from envtune_agents.errors import RecordError
+from envtune_agents.rollout.append import append_whole, open_to_append, own
 from envtune_agents.types import FailureKind
 
 log = logging.getLogger(__name__)
@@ -84,19 +86,19 @@ class ReplayStore:
         self.finished: set[str] = set()
         """Ids of the replays that have ended without an error."""
         self._settings = json.loads(json.dumps(settings))
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check_settings()
-            self._file = self.path.open("ab")
+            self._file = open_to_append(self.path)
         except OSError as error:
             raise RecordError(
                 f"Cannot write replays to {self.folder}: {error.strerror}. Choose another folder."
             ) from error
         try:
-            _lock(self._file, self.path)
+            own(self._file, self.path)
             self._mend(self._file)
         except BaseException:
             self._file.close()
@@ -115,8 +117,7 @@ class ReplayStore:
         if self._file is None:
             raise RecordError("The replay store is not open; use it in a `with` block.")
         try:
-            self._file.write(_adapter().dump_json(replay) + b"\n")
-            self._file.flush()
+            append_whole(self._file, _adapter().dump_json(replay) + b"\n", self.path)
         except OSError as error:
             raise RecordError(
                 f"Cannot write to {self.path}: {error.strerror}. Make room and run the same command again to go on."
@@ -138,7 +139,7 @@ class ReplayStore:
             differences = "; ".join(f"{key} was {known.get(key)!r}, is {self._settings.get(key)!r}" for key in changed)
             raise RecordError(f"{self.folder} holds replays of other settings: {differences}. Choose another folder.")
 
-    def _mend(self, file: IO[bytes]) -> None:
+    def _mend(self, file: FileIO) -> None:
         end = 0
         for size, replay in _lines(self.path):
             end += size
@@ -162,14 +163,3 @@ def _lines(file: Path) -> Iterator[tuple[int, Replay]]:
                 raise RecordError(
                     f"{file}, line {number} is not a replay: {reason}. Mend or remove the line."
                 ) from error
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory lock, the user is on their own
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RecordError(f"Another process is writing to {path}. Wait for it or choose another folder.") from error

@@ -19,7 +19,7 @@ from envtune_agents.evaluate.entry import Entry
 from envtune_agents.evaluate.files import read_report
 from envtune_agents.evaluate.manifest import Manifest
 from envtune_agents.evaluate.report import Report
-from envtune_agents.evaluate.run import aevaluate, evaluate, set_aside_errors
+from envtune_agents.evaluate.run import aevaluate, evaluate
 from envtune_agents.evaluate.score import Finding, Score
 from envtune_agents.evaluate.verify import Verification, averify, verify
 
@@ -37,7 +37,6 @@ __all__ = [
     "read_report",
     "run_app_episode",
     "served_model",
-    "set_aside_errors",
     "verify",
 ]
 

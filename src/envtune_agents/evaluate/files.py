@@ -74,17 +74,23 @@ def report_fields(report: Report) -> dict[str, Any]:
     return {
         "report_version": REPORT_VERSION,
         "written_by": f"envtune-agents {envtune_agents.__version__}",
-        "summary": {
-            "categories": {name: _score_fields(score) for name, score in report.categories.items()},
-            "OVERALL": _score_fields(report.score),
-            "category_mean": report.category_mean,
-            "pass_at_k": {str(k): report.pass_at(k) for k in ks(report.manifest.samples)},
-            "pass_hat_k": {str(k): report.pass_hat(k) for k in ks(report.manifest.samples)},
-            "complete": report.complete,
-        },
+        "summary": summary_fields(report),
         "flagged": dict(report.flagged),
         "manifest": plain(report.manifest),
         "entries": [asdict(entry) for entry in report.entries],
+    }
+
+
+def summary_fields(report: Report) -> dict[str, Any]:
+    """The numbers of a report as JSON."""
+    samples = ks(report.manifest.samples)
+    return {
+        "categories": {name: _score_fields(score) for name, score in report.categories.items()},
+        "OVERALL": _score_fields(report.score),
+        "category_mean": report.category_mean,
+        "pass_at_k": {str(k): report.pass_at(k) for k in samples},
+        "pass_hat_k": {str(k): report.pass_hat(k) for k in samples},
+        "complete": report.complete,
     }
 
 

@@ -21,7 +21,14 @@ from envtune_agents.evaluate.files import resumed, write_manifest, write_report
 from envtune_agents.evaluate.manifest import Manifest, fingerprint_of, settings_of
 from envtune_agents.evaluate.report import Report
 from envtune_agents.graph import MAX_STEPS
-from envtune_agents.rollout import EpisodeOptions, RolloutStore, collect, read_rollouts, run_episode
+from envtune_agents.rollout import (
+    EpisodeOptions,
+    RolloutStore,
+    collect,
+    read_rollouts,
+    run_episode,
+    set_aside_errors,
+)
 from envtune_agents.rollout.episode import rollout_id
 from envtune_agents.rollout.manifest import command_line, data_hash, print_of, task_hash, versions
 from envtune_agents.task_source import TaskSource, find_task_source
@@ -192,20 +199,6 @@ class _Evaluation:
             {task.task_id: flagged[task.task_id] for task in self._tasks if task.task_id in flagged},
             folder if kept else None,
         )
-
-
-def set_aside_errors(folder: str | Path) -> int:
-    """Moves the rollouts that ended with an error to `errors.jsonl`, so that they are played again; gives how many."""
-    with RolloutStore(folder) as store:
-        lines = store.path.read_bytes().splitlines(keepends=True)
-        failed = [line for line, rollout in zip(lines, read_rollouts(store.folder), strict=True) if rollout.error]
-        if failed:
-            with (store.folder / "errors.jsonl").open("ab") as errors:
-                errors.writelines(failed)
-            partial = store.path.with_suffix(".part")
-            partial.write_bytes(b"".join(line for line in lines if line not in failed))
-            partial.replace(store.path)
-    return len(failed)
 
 
 def _tasks(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,6 +16,7 @@ from envtune_agents.export.pairs import to_preference_pairs
 from envtune_agents.export.sft import Row, Tokenizer, ToolsOf, messages_of, origin, to_sft_rows, to_token_rows
 from envtune_agents.export.where import parse_where
 from envtune_agents.rollout import read_rollouts
+from envtune_agents.rollout.replacing import replacing
 from envtune_agents.tape import tape_of
 from envtune_agents.types import Rollout
 
@@ -92,37 +92,40 @@ class _Selection:
             raise TaskError(f"best-of is at least 1, got {best_of}.")
         self._run = run
         self._keeps = parse_where(where) if where else None
-        self._best = self._best_ids(best_of) if best_of else None
+        self._best = self._best_places(best_of) if best_of else None
         self.read = self.kept = self.broken = 0
 
     def __iter__(self) -> Iterator[Rollout]:
         self.read = self.kept = self.broken = 0
-        for rollout in read_rollouts(self._run):
+        for place, rollout in enumerate(read_rollouts(self._run)):
             self.read += 1
             if rollout.tape is not None and rollout.tape.broken:
                 self.broken += 1
-            elif self._wanted(rollout):
+            elif self._wanted(place, rollout):
                 self.kept += 1
                 yield rollout
 
-    def _wanted(self, rollout: Rollout) -> bool:
-        if self._best is not None and rollout.rollout_id not in self._best:
+    def _wanted(self, place: int, rollout: Rollout) -> bool:
+        if self._best is not None and place not in self._best:
             return False
         return self._keeps is None or self._keeps(rollout)
 
-    def _best_ids(self, n: int) -> set[str]:
-        """A first pass that holds n ids for each task; of equal rewards the earlier rollout wins."""
-        best: dict[str, list[tuple[float, int, str]]] = {}
-        for index, rollout in enumerate(read_rollouts(self._run)):
+    def _best_places(self, n: int) -> set[int]:
+        """A first pass that holds n places in the file for each task; of equal rewards the earlier rollout wins.
+
+        Places, not ids: a file that mixes runs holds an id more than once.
+        """
+        best: dict[str, list[tuple[float, int]]] = {}
+        for place, rollout in enumerate(read_rollouts(self._run)):
             if rollout.reward is None or (rollout.tape and rollout.tape.broken):
                 continue
             if self._keeps is not None and not self._keeps(rollout):
                 continue
             heap = best.setdefault(rollout.task_id, [])
-            heapq.heappush(heap, (rollout.reward, -index, rollout.rollout_id))
+            heapq.heappush(heap, (rollout.reward, -place))
             if len(heap) > n:
                 heapq.heappop(heap)
-        return {rollout_id for heap in best.values() for _, _, rollout_id in heap}
+        return {-place for heap in best.values() for _, place in heap}
 
 
 def _rows(
@@ -146,7 +149,7 @@ def _rows(
 
 def _verl_rows(rollouts: Iterable[Rollout], hints: str, tools: ToolsOf | None) -> Iterator[Row]:
     """verl 0.9: `messages` and `tools` for `MultiTurnSFTDataset`, the other columns for its RL dataset."""
-    for row in to_sft_rows(rollouts, hints=hints, tools=tools):
+    for index, row in enumerate(to_sft_rows(rollouts, hints=hints, tools=tools)):
         about = {key: row[key] for key in ("rollout_id", "task_id", "category", "model", "stage", "reward")}
         yield {
             "messages": [{"role": message["role"], "content": message["content"]} for message in row["messages"]],
@@ -155,7 +158,7 @@ def _verl_rows(rollouts: Iterable[Rollout], hints: str, tools: ToolsOf | None) -
             "prompt": [{"role": "user", "content": row["messages"][0]["content"]}],
             "ability": "tool_use",
             "reward_model": {"style": "rule", "ground_truth": ""},
-            "extra_info": json.dumps(about),
+            "extra_info": {"index": index, "rollout": json.dumps(about)},  # verl asks it for `index`
         }
 
 
@@ -193,15 +196,11 @@ def _table_rows(rollouts: Iterable[Rollout]) -> Iterator[Row]:
 
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> int:
-    draft, count = path.with_name(f"{path.name}.part"), 0
-    try:
-        with draft.open("wb") as file:
-            for row in rows:
-                file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-                count += 1
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    count = 0
+    with replacing(path) as draft, draft.open("wb") as file:
+        for row in rows:
+            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            count += 1
     return count
 
 
@@ -209,8 +208,8 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
     """Parquet in row groups of a fixed size, so that memory does not grow with the run."""
     parquet = require("pyarrow.parquet", feature="Parquet", install=PARQUET_INSTALL)
     arrow = require("pyarrow", feature="Parquet", install=PARQUET_INSTALL)
-    draft, count, writer = path.with_name(f"{path.name}.part"), 0, None
-    try:
+    count, writer = 0, None
+    with replacing(path) as draft:
         rows = iter(rows)
         while batch := [_encodable(row) for row in islice(rows, _BATCH)]:
             schema = writer.schema if writer else _schema(batch, arrow)
@@ -220,9 +219,6 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> int:
             count += len(batch)
         if writer:
             writer.close()
-            os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return count
 
 

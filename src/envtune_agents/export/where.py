@@ -76,7 +76,8 @@ def parse_where(text: str) -> Callable[[Rollout], bool]:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
-        raise FilterError(_at(text.strip(), (error.offset or 1) - 1, error.msg)) from None
+        column = error.offset - 1 if error.offset else len(text.strip())  # no offset: it ends too early
+        raise FilterError(_at(text.strip(), column, error.msg)) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise FilterError(f"Cannot read the filter {text[:80]!r}: {error}.") from None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache, lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, create_model
@@ -17,6 +17,8 @@ from envtune_agents.types import JsonValue, Task, TurnEvidence
 
 class Playground:
     """One episode in a small world. Needs nothing but this library; `fork` and `snapshot` work at any point."""
+
+    bounded: ClassVar[bool] = True
 
     def __init__(self, task: Task) -> None:
         self.task = task

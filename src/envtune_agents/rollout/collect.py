@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from langchain_core.language_models import BaseChatModel
 
-from envtune_agents.errors import RecordError, TaskError
+from envtune_agents.errors import CollectionError, RecordError, TaskError
 from envtune_agents.hints import as_engine
 from envtune_agents.rollout.bar import collection_bar, show
 from envtune_agents.rollout.episode import EpisodeOptions, one_line, rollout_id, run_episode
-from envtune_agents.rollout.manifest import model_name, run_manifest, write_manifest
+from envtune_agents.rollout.manifest import run_manifest, write_manifest
 from envtune_agents.rollout.pace import Pace, Straggler
+from envtune_agents.rollout.player import LocalPlayer, Play, Player
 from envtune_agents.rollout.store import RolloutStore
 from envtune_agents.types import Environment, Rollout, StopReason, Task
 
@@ -61,7 +62,7 @@ async def collect(
     concurrency: int = 4,
     progress: bool = False,
     zstd: bool = False,
-    play: Callable[..., Awaitable[Rollout]] = run_episode,
+    play: Play = run_episode,
     **options: Unpack[EpisodeOptions],
 ) -> Collected:
     """Plays every task `samples` times and appends each rollout to `out/rollouts.jsonl` as it ends.
@@ -72,37 +73,60 @@ async def collect(
     is called as `run_episode` is. `out/manifest.json` says what the run was made with. Raises `RecordError` before any
     work when `out` cannot be written, is full, belongs to another running process, or holds rollouts of other settings.
     """
+    player = LocalPlayer(model, environment, seed=seed, play=play, options=options)
+    return await collect_with(
+        player,
+        tasks,
+        out=out,
+        samples=samples,
+        seed=seed,
+        concurrency=concurrency,
+        progress=progress,
+        zstd=zstd,
+        **options,
+    )
+
+
+async def collect_with(
+    player: Player,
+    tasks: Sequence[Task],
+    *,
+    out: str | Path,
+    samples: int = 1,
+    seed: int = 0,
+    concurrency: int = 4,
+    progress: bool = False,
+    zstd: bool = False,
+    **options: Unpack[EpisodeOptions],
+) -> Collected:
+    """`collect` with any player: the same order, file, manifest, resuming and reports.
+
+    `seed` and `options` are those the player plays with; here they go into names, records of failures and the manifest.
+    Raises what `collect` does, and `CollectionError` when the player cannot go on.
+    """
     if samples < 1 or concurrency < 1:
         raise TaskError(f"samples and concurrency are at least 1, got {samples} and {concurrency}.")
     with RolloutStore(out, zstd=zstd) as store:
+        model = await player.model_print()
         settings = _settings(seed, options)
         manifest = await asyncio.to_thread(run_manifest, model, tasks, settings=settings, samples=samples)
         write_manifest(store.folder, manifest)
         wanted = [(task, sample) for task in tasks for sample in range(samples)]  # a group shares its first prompt
         open_jobs = [(task, n) for task, n in wanted if rollout_id(task.task_id, seed, n) not in store.finished]
-        run = _Run(store, model, environment, seed, play, options)
+        run = _Run(store, player, model.name, seed, options)
         with collection_bar(len(wanted), len(wanted) - len(open_jobs)) if progress else nullcontext() as bar:
             await run.play(iter(open_jobs), min(concurrency, len(open_jobs)), bar)
     return run.result(len(wanted) - len(open_jobs))
 
 
 class _Run:
-    """The workers of one `collect` call and what they share."""
+    """The workers of one `collect_with` call and what they share."""
 
-    def __init__(
-        self,
-        store: RolloutStore,
-        model: BaseChatModel,
-        environment: Callable[[Task], Environment],
-        seed: int,
-        play: Callable[..., Awaitable[Rollout]],
-        options: EpisodeOptions,
-    ) -> None:
+    def __init__(self, store: RolloutStore, player: Player, model: str, seed: int, options: EpisodeOptions) -> None:
         self._store = store
+        self._player = player
         self._model = model
-        self._environment = environment
         self._seed = seed
-        self._play = play
         self._options = options
         self._pace = Pace()
         self._played = self._solved = self._errors = self._drifted = self._untrainable = 0
@@ -124,7 +148,7 @@ class _Run:
             async with asyncio.TaskGroup() as group:
                 for _ in range(workers):
                     group.create_task(self._work(jobs, bar))
-        except* RecordError as failed:
+        except* (RecordError, CollectionError) as failed:
             raise failed.exceptions[0] from None
         finally:
             watcher.cancel()
@@ -166,8 +190,9 @@ class _Run:
 
     async def _episode(self, task: Task, sample: int) -> Rollout:
         try:
-            environment = self._environment(task)
-            return await self._play(self._model, environment, seed=self._seed, sample=sample, **self._options)
+            return await self._player.play(task, sample)
+        except CollectionError:
+            raise
         except Exception as error:
             return self._failed(task, sample, error)
 
@@ -178,7 +203,7 @@ class _Run:
             category=task.category,
             seed=self._seed,
             sample=sample,
-            model=model_name(self._model),
+            model=self._model,
             stage=self._options.get("stage", ""),
             hint_level=as_engine(self._options.get("hints", 3)).dial.level,
             turns=(),

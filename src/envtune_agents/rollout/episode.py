@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
@@ -58,15 +58,27 @@ async def run_episode(
     recorded as its `stop_reason` and `error`. `seed` and `sample` name the rollout and, for models with a seed, set it.
     A model call that fails for a transient reason is made again, see `patient`. The tape is checked: `Rollout.tape`.
     """
-    graph_options: dict[str, Any] = dict(options)
-    stage = graph_options.pop("stage", "")
-    timeout_s = graph_options.pop("episode_timeout_s", EPISODE_TIMEOUT_S)
-    graph_options.setdefault("model_retry", patient())
-    graph_options["hints"] = engine = as_engine(graph_options.get("hints", 3)).for_episode(environment.task, stage)
-    episode_seed = (seed * 7_919 + sample * 104_729) % 2**31
-    graph = build_agent_graph(model, environment, seed=episode_seed, **graph_options)
+    return await recorded(_graph_states, model, environment, seed, sample, options)
+
+
+async def recorded(
+    states_of: Callable[..., AsyncIterator[dict[str, Any]]],
+    model: BaseChatModel,
+    environment: Environment,
+    seed: int,
+    sample: int,
+    options: EpisodeOptions,
+) -> Rollout:
+    """The record of the episode whose states `states_of(model, environment, seed=…, hints=…, …)` gives one by one."""
+    given: dict[str, Any] = dict(options)
+    stage = given.pop("stage", "")
+    timeout_s = given.pop("episode_timeout_s", EPISODE_TIMEOUT_S)
+    given.setdefault("model_retry", patient())
+    given["hints"] = engine = as_engine(given.get("hints", 3)).for_episode(environment.task, stage)
+    given["seed"] = (seed * 7_919 + sample * 104_729) % 2**31
+    states = states_of(model, environment, **given)
     started = time.perf_counter()
-    state, stop_reason, error = await _play(graph, timeout_s)
+    state, stop_reason, error = await _play(states, timeout_s)
     messages = state.get("messages", [])
     turns = turns_of(messages, state.get("scores", []), state.get("evidence", []))
     scores = [TurnScore(**score) for score in state.get("scores", [])]
@@ -92,12 +104,19 @@ async def run_episode(
     return replace(rollout, tape=tape_facts(rollout, decode=_decoder(model) if rollout.template_hash else None))
 
 
-async def _play(graph: Any, timeout_s: float | None) -> tuple[dict[str, Any], StopReason, str | None]:
+def _graph_states(model: BaseChatModel, environment: Environment, **options: Any) -> AsyncIterator[dict[str, Any]]:
+    graph = build_agent_graph(model, environment, **options)
+    return graph.astream({}, {"recursion_limit": _NO_LIMIT}, stream_mode="values")
+
+
+async def _play(
+    states: AsyncIterator[dict[str, Any]], timeout_s: float | None
+) -> tuple[dict[str, Any], StopReason, str | None]:
     state: dict[str, Any] = {}
     deadline = asyncio.timeout(timeout_s)
     try:
         async with deadline:
-            async for values in graph.astream({}, {"recursion_limit": _NO_LIMIT}, stream_mode="values"):
+            async for values in states:
                 state = values
     except (ContextOverflowError, ProviderContextOverflowError):
         return state, StopReason.CONTEXT, None

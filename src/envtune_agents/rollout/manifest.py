@@ -80,15 +80,18 @@ class RunManifest:
 
 
 def run_manifest(
-    model: BaseChatModel | Any,
+    model: BaseChatModel | ModelPrint | Any,
     tasks: Sequence[Task] = (),
     *,
     settings: Mapping[str, Any] | None = None,
     samples: int = 1,
 ) -> RunManifest:
-    """The manifest of a run that plays `tasks` with `model` now. Loads the model's weights if they are not yet."""
+    """The manifest of a run that plays `tasks` with `model` now. Loads the model's weights if they are not yet.
+
+    A model that lives elsewhere is given by its print.
+    """
     return RunManifest(
-        model=print_of(model),
+        model=model if isinstance(model, ModelPrint) else print_of(model),
         settings=dict(settings or {}),
         n_tasks=len(tasks),
         data_sha256=data_hash(task_hash(task) for task in tasks),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 from langgraph.types import RetryPolicy
 
 from envtune_agents.errors import EnvTuneError
+
+T = TypeVar("T")
 
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """HTTP answers that a later try may not get: time-outs, too many requests, a server that is restarting."""
@@ -33,3 +40,24 @@ def patient(attempts: int = 5, first_wait_s: float = 1.0) -> RetryPolicy:
     return RetryPolicy(
         initial_interval=first_wait_s, backoff_factor=2.0, max_interval=60.0, max_attempts=attempts, retry_on=transient
     )
+
+
+async def with_retries(call: Callable[[], Awaitable[T]], policy: RetryPolicy | None) -> T:
+    """What `call` gives, made again as `policy` says: LangGraph's rule for a node, without the graph."""
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except Exception as error:
+            attempt += 1
+            if policy is None or attempt >= policy.max_attempts or not _covers(policy, error):
+                raise
+        wait_s = min(policy.max_interval, policy.initial_interval * policy.backoff_factor ** (attempt - 1))
+        await asyncio.sleep(wait_s + random.random() * policy.jitter)
+
+
+def _covers(policy: RetryPolicy, error: Exception) -> bool:
+    kinds = policy.retry_on
+    if isinstance(kinds, type):
+        return isinstance(error, kinds)
+    return kinds(error) if callable(kinds) else isinstance(error, tuple(kinds))

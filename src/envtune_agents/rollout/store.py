@@ -6,13 +6,14 @@ import json
 import logging
 import time
 from dataclasses import replace
-from io import BufferedWriter
+from io import FileIO
 from os import fsync
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from envtune_agents.errors import RecordError
+from envtune_agents.rollout.append import append_whole, cut, open_to_append, own
 from envtune_agents.rollout.files import FILE_NAME, ZSTD_NAME, stored_lines, zstd_of
 from envtune_agents.rollout.lines import brief, to_line
 from envtune_agents.tape import tape_facts
@@ -31,7 +32,7 @@ class RolloutStore:
 
     Opening creates the folder, cuts a torn last line off, and reads which rollouts are finished. Every problem with the
     folder (not writable, full, held by another run) is a `RecordError` before any work is done. `zstd` writes
-    `rollouts.jsonl.zst`, about a fifth of the size.
+    `rollouts.jsonl.zst`, about a third of the size.
     """
 
     def __init__(self, folder: str | Path, *, zstd: bool = False) -> None:
@@ -41,7 +42,7 @@ class RolloutStore:
         """Ids of the rollouts that are in the file."""
         self._other = self.folder / (FILE_NAME if zstd else ZSTD_NAME)
         self._pack = zstd_of(self.path).ZstdCompressor(level=3).compress if zstd else None
-        self._file: BufferedWriter | IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._synced = 0.0
 
     def __enter__(self) -> Self:
@@ -50,13 +51,13 @@ class RolloutStore:
             if self._other.exists():
                 advice = "pass --zstd (zstd=True)" if self._pack is None else "leave --zstd out"
                 raise RecordError(f"{self.folder} holds {self._other.name}, and a run keeps its form: {advice}.")
-            self._file = self.path.open("ab")
+            self._file = open_to_append(self.path)
         except OSError as error:
             raise RecordError(
                 f"Cannot write rollouts to {self.folder}: {error.strerror}. Choose another folder."
             ) from error
         try:
-            self._lock()
+            own(self._file, self.path)
             self._check_space()
             self._mend()
         except BaseException:
@@ -84,13 +85,10 @@ class RolloutStore:
             raise RecordError("The rollout store is not open; use it in a `with` block.")
         checked = rollout if rollout.tape else replace(rollout, tape=tape_facts(rollout))
         line = to_line(checked)
-        start = self._file.tell()
         try:
-            self._file.write(self._pack(line) if self._pack else line)
-            self._file.flush()
+            append_whole(self._file, self._pack(line) if self._pack else line, self.path)
             self._sync()
         except OSError as error:
-            self._cut(start)
             raise RecordError(
                 f"Cannot write to {self.path}: {error.strerror}. {len(self.finished)} finished rollouts are safe; make "
                 "room and run the same command again to go on."
@@ -103,18 +101,6 @@ class RolloutStore:
         if now - self._synced >= SYNC_INTERVAL_S:
             fsync(self._open_file().fileno())
             self._synced = now
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: no advisory lock, the user is on their own
-            return
-        try:
-            fcntl.flock(self._open_file(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RecordError(
-                f"Another process is writing to {self.path}. Wait for it or choose another folder."
-            ) from error
 
     def _check_space(self) -> None:
         from shutil import disk_usage
@@ -130,7 +116,7 @@ class RolloutStore:
             if not line:
                 torn = self.path.stat().st_size - end
                 log.warning("%s: cut a torn last line of %d bytes; its rollout runs again", self.path, torn)
-                self._cut(end)
+                cut(self._open_file(), end, self.path)
                 return
             self.finished.add(self._id_of(line, number))
 
@@ -149,14 +135,6 @@ class RolloutStore:
                 "another folder."
             ) from error
 
-    def _cut(self, size: int) -> None:
-        file = self._open_file()
-        try:
-            file.truncate(size)
-            file.seek(size)
-        except OSError:
-            log.exception("could not cut %s back to %d bytes; the next run will", self.path, size)
-
-    def _open_file(self) -> BufferedWriter | IO[bytes]:
+    def _open_file(self) -> FileIO:
         assert self._file is not None
         return self._file

@@ -6,9 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from envtune_agents.errors import RecordError
 from envtune_agents.export.where import parse_where
 from envtune_agents.rollout import read_manifest, read_rollouts
+from envtune_agents.rollout.replacing import replacing
 from envtune_agents.view.data import Decode, listed, whole
 
 CHUNK_ROLLOUTS = 20
@@ -77,14 +76,11 @@ def write_report(
 
 
 def _write(path: Path, page: bytes, rollouts: int) -> Viewed:
-    draft = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(page)
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            draft.write_bytes(page)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise RecordError(f"Cannot write {path}: {error.strerror or error}. Choose another --out.") from error
     return Viewed(path, rollouts, len(page) / 2**20)
 
