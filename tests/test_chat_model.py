@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from envtune_agents.errors import ConstraintError, ContextOverflowError, Weights
 from envtune_agents.qwen import render_prompt
 from envtune_agents.testing.tiny import CHAT_TEMPLATE, tiny_qwen
 from envtune_agents.types import TokenTrace
+from envtune_agents.weights import Weights
 
 pytest.importorskip("torch")
 pytest.importorskip("llguidance")
@@ -176,14 +177,18 @@ async def test_async_says_the_same(folder: Path) -> None:
 
 async def test_cancelling_a_task_or_a_stream_frees_the_model(folder: Path) -> None:
     endless = chat(folder, max_tokens=1900, seed=3).bind(stop=["\0"])
+    engine = chat(folder).engine
+    await engine.aweights()
     task = asyncio.create_task(endless.ainvoke(QUESTION))
-    await asyncio.sleep(0.2)
+    async with aclosing(endless.astream(QUESTION)) as stream:
+        await anext(stream)
     task.cancel()
-    async for _ in endless.astream(QUESTION):
-        break
-    started = time.perf_counter()
-    await chat(folder, max_tokens=1).ainvoke(QUESTION)
-    assert time.perf_counter() - started < 5
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    steps = 0
+    while await engine.arun(lambda _: engine._server.busy):  # type: ignore[union-attr]
+        steps += 1
+    assert steps < 200  # of 1,900 that the replies would take
 
 
 def test_stop_strings_are_cut(folder: Path) -> None:
@@ -404,10 +409,12 @@ def test_options_are_checked(folder: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_demo_model_runs_an_agent_step() -> None:
+def test_the_demo_model_runs_an_agent_step(small_weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envtune_agents.chat_model.engines.load_weights", lambda *_, **options: small_weights)
     model = ChatTransformers(model="smollm2", temperature=0, max_tokens=150)
     history = played(model, 2)
     first, second = (message for message in history if isinstance(message, AIMessage))
     assert first.tool_calls[0]["args"].get("city") == "Paris"
     assert second.response_metadata["continuous"]
     assert second.usage_metadata["input_token_details"]["cache_read"] > 200
+    release_engines()  # an engine of these settings loads its own weights from here on

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from envtune_agents.engine import Engine, GenerationRequest, GenerationResult, TokenEvent
+from envtune_agents.engine.scheduler import Scheduler
 from envtune_agents.engine.text import Detokenizer, StopText
 from envtune_agents.errors import ContextOverflowError, RequestError, WeightsError
 from envtune_agents.testing.tiny import tiny_qwen
-from envtune_agents.weights import load_weights
+from envtune_agents.weights import Weights, load_weights
 
 torch = pytest.importorskip("torch")
 
@@ -243,12 +244,19 @@ def test_a_closed_stream_frees_the_engine(engine: Engine) -> None:
 async def test_a_cancelled_task_frees_the_engine_and_its_prompt_stays_cached(engine: Engine) -> None:
     prompt = ids(engine, CHAT * 20)
     task = asyncio.create_task(engine.agenerate(GenerationRequest(prompt, max_new_tokens=1900)))
-    await asyncio.sleep(0.3)
+    while not await engine.arun(lambda _: sampling(engine)):
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    result = await asyncio.wait_for(engine.agenerate(GenerationRequest(prompt, max_new_tokens=1)), 10)
+    result = await engine.agenerate(GenerationRequest(prompt, max_new_tokens=1))
     assert result.cached_tokens == len(prompt) - 1
+
+
+def sampling(engine: Engine) -> bool:
+    """Whether a request has its whole prompt read."""
+    assert isinstance(engine._server, Scheduler)
+    return any(row.reply.unread for row in engine._server._rows)
 
 
 async def test_a_request_cancelled_in_the_queue_is_never_run(engine: Engine) -> None:
@@ -268,12 +276,11 @@ async def test_a_request_cancelled_in_the_queue_is_never_run(engine: Engine) -> 
 async def test_the_event_loop_stays_free(engine: Engine) -> None:
     prompt = ids(engine, CHAT)
     task = asyncio.create_task(engine.agenerate(GenerationRequest(prompt, max_new_tokens=200, temperature=1.0, seed=4)))
-    longest, last = 0.0, time.perf_counter()
+    turns = 0
     while not task.done():
         await asyncio.sleep(0.001)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    assert longest < 0.5
+        turns += 1
+    assert turns > 10  # a blocked loop gets one
 
 
 async def test_many_callers_are_all_served(engine: Engine) -> None:
@@ -320,8 +327,8 @@ def test_text_held_back_for_a_stop_string_is_released() -> None:
 
 
 @pytest.mark.model
-def test_the_demo_model_equals_generate() -> None:
-    engine = Engine(lambda: load_weights("smollm2", "fp32"))
+def test_the_demo_model_equals_generate(small_weights: Weights) -> None:
+    engine = Engine(lambda: small_weights)
     prompt = ids(engine, CHAT)
     result = engine.generate(GenerationRequest(prompt, max_new_tokens=16))
     assert list(result.token_ids) == reference(engine, prompt, 16)

@@ -189,7 +189,8 @@ async def test_all_rows_decode_in_one_pass_whatever_their_system_prompt(engine: 
         return forward(ids, *rest)
 
     engine.run(lambda _: setattr(packed, "forward", counted))
-    await together(engine, [GenerationRequest(tokens(seed, 40), max_new_tokens=20) for seed in range(8)])
+    requests = [GenerationRequest(tokens(seed, 40), max_new_tokens=20, temperature=1.0) for seed in range(8)]
+    await together(engine, requests)  # not greedy, so that no guesses make passes longer and fewer
     assert passes.count(8) >= 18
     assert len(passes) <= 24
 

@@ -306,8 +306,8 @@ def test_a_property_may_have_the_name_of_a_keyword(engine: Engine) -> None:
 
 
 @pytest.mark.model
-def test_the_demo_model_closes_its_call_in_a_hundred_and_fifty_tokens() -> None:
-    engine = Engine(lambda: load_weights("smollm2"))
+def test_the_demo_model_closes_its_call_in_a_hundred_and_fifty_tokens(small_weights: Weights) -> None:
+    engine = Engine(lambda: small_weights)
     weights = engine.weights
     prompt = tuple(weights.encode("<|im_start|>user\nWeather in Paris?<|im_end|>\n<|im_start|>assistant\n"))
     constraint = constraint_for(TOOLS, "get_weather", weights=weights)

@@ -247,7 +247,7 @@ def test_a_folder_wins_over_a_hub_id_of_the_same_name(tiny: Path, monkeypatch: p
 
 
 def test_an_unknown_precision_lists_the_known_ones(tiny: Path) -> None:
-    with pytest.raises(WeightsError, match="auto, fp32, bf16, fp16, 8bit, 4bit"):
+    with pytest.raises(WeightsError, match="auto, fp32, bf16, fp16, w16a32, 8bit, 4bit"):
         load_weights(tiny, "int3")
 
 

@@ -16,6 +16,7 @@ from envtune_agents.testing import tiny_qwen
 from envtune_agents.weights import context_length, load, load_weights, memory_report
 
 torch = pytest.importorskip("torch")
+half = pytest.importorskip("envtune_agents.weights.half")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def gguf(path: Path) -> Path:
 def test_a_gguf_header_is_read_without_its_library(tmp_path: Path) -> None:
     report = memory_report(gguf(tmp_path / "a.gguf"))
     assert (report.parameters, report.context) == (6400, 512)
-    assert [need.precision for need in report.needs] == ["fp32", "bf16", "fp16"]
+    assert [need.precision for need in report.needs] == ["fp32", "bf16", "fp16", "w16a32"]
     assert report.needs[0].cache_per_token == 2 * 2 * 2 * 16 * 4
 
 
@@ -113,7 +114,39 @@ def test_the_command_prints_the_report(folder: Path) -> None:
     assert all(word in table for word in ("fp32", "4bit", "cache"))
 
 
-def test_too_little_memory_names_the_knobs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "auto", "w16a32"])
+def test_too_little_memory_names_the_knobs(folder: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_room", lambda *args: 1000)
     with pytest.raises(WeightsError, match=r"not enough memory.*precision='8bit' or '4bit'.*device_map.*max_context"):
-        load_weights(folder, "fp32")
+        load_weights(folder, precision, device_map="cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_gguf_file_that_cannot_fit_is_refused_before_it_is_read(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = gguf(tmp_path / "a.gguf")
+    monkeypatch.setattr(load, "_room", lambda *args: 1000)
+    monkeypatch.setattr(load, "_load_tokenizer", lambda source: None)
+    monkeypatch.setattr(load, "_load_config", lambda source: None)
+    with pytest.raises(WeightsError, match=r"not enough memory.*'w16a32', or a file with fewer.*max_context"):
+        load_weights(file, precision, device_map="cpu")
+
+
+@pytest.mark.skipif(not half.available(), reason="torch was built without FBGEMM")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_report_of_packed_weights_counts_what_they_take(folder: Path, tmp_path: Path, tied: bool) -> None:
+    if not tied:
+        weights = load_weights(folder, "fp32", device_map="cpu")
+        weights.model.config.tie_word_embeddings = False
+        weights.model.lm_head.weight = torch.nn.Parameter(weights.model.lm_head.weight.clone())
+        weights.model.save_pretrained(tmp_path)
+        weights.tokenizer.save_pretrained(tmp_path)
+        folder = tmp_path
+    need = next(need for need in memory_report(folder).needs if need.precision == "w16a32")
+    model = load_weights(folder, "w16a32", device_map="cpu").model
+    packed = [layer for layer in model.modules() if isinstance(layer, half.HalfLinear)]
+    own = sum(2 * layer.in_features * layer.out_features for layer in packed)
+    assert need.weights == own + sum(parameter.nbytes for parameter in model.parameters())
+    cache = model(torch.zeros(1, 7, dtype=torch.long), use_cache=True).past_key_values
+    assert need.cache_per_token == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // 7

@@ -6,6 +6,7 @@
     │   └── ContextOverflowError               a prompt does not fit the model's context
     ├── RequestError (ValueError)               a generation request is malformed: no prompt, a setting out of range
     ├── EngineError (RuntimeError)             an engine was asked for something after it closed, or in a forked process
+    ├── ServerError (ConnectionError)          a model server cannot be reached or started, or answers nonsense
     ├── MessageError (ValueError)              a conversation cannot be turned into a prompt
     ├── ConstraintError (ValueError)           tools or a schema cannot be turned into a decoding constraint
     ├── TaskError (ValueError)                 unknown category, split, task id, tool parser …
@@ -15,6 +16,7 @@
     ├── ContractError (AssertionError)         an environment, rule or scorer breaks what training relies on
     ├── CurriculumError (ValueError)           a stage, curriculum or its saved state is malformed
     ├── FilterError (ValueError)               a filter over rollouts does not parse
+    ├── CollectionError (RuntimeError)         nobody is left who could play the episodes of a run
     └── RecordError (ValueError)               a rollout file or record cannot be read or written
 
 Every error also inherits the standard library type it refines, so `except ValueError` keeps working. The text says what
@@ -52,6 +54,10 @@ class EngineError(EnvTuneError, RuntimeError):
     """An engine was closed, or belongs to the process this one was forked from."""
 
 
+class ServerError(EnvTuneError, ConnectionError):
+    """A model server cannot be reached or started, breaks off, or answers what no model server should."""
+
+
 class MessageError(EnvTuneError, ValueError):
     """A conversation cannot be turned into a prompt: empty, not text, or refused by the chat template."""
 
@@ -86,6 +92,10 @@ class CurriculumError(EnvTuneError, ValueError):
 
 class FilterError(EnvTuneError, ValueError):
     """A filter over rollouts does not parse, names something unknown, or does not fit the records."""
+
+
+class CollectionError(EnvTuneError, RuntimeError):
+    """A collection cannot go on: its workers are gone, or their models differ."""
 
 
 class RecordError(EnvTuneError, ValueError):

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from langchain_core.language_models import BaseChatModel, LangSmithParams, ModelProfile
+from langchain_core.language_models import BaseChatModel, LangSmithParams
 from pydantic import AliasChoices, ConfigDict, Field, field_validator, model_validator
 
-from envtune_agents.chat_model.identity import files_stamp, model_profile
 from envtune_agents.chat_model.settings import DECODING, offered_tools, plain_response_format
 from envtune_agents.chat_model.template import AUTO
 from envtune_agents.chat_model.writing import PARSERS
-from envtune_agents.engine.worker import DEFAULT_CACHE_BYTES
 from envtune_agents.errors import TaskError, unknown
 
 MODEL_VARIABLE = "ENVTUNE_MODEL"
@@ -26,10 +24,7 @@ _OF_SERVERS = (
     "default_headers",
 )  # fmt: skip
 """Options of hosted chat models that mean nothing here; taken, so that an app keeps its constructor call."""
-_IDENTITY = (
-    *DECODING, "precision", "adapters", "stop", "max_context", "revision", "tool_parser", "parse_mode",
-    "chat_template", "enable_thinking",
-)  # fmt: skip
+_IDENTITY = (*DECODING, "stop", "tool_parser", "parse_mode", "chat_template", "enable_thinking")
 
 
 def _model_from_environment() -> str:
@@ -43,15 +38,11 @@ def _model_from_environment() -> str:
 
 
 class ChatConfiguration(BaseChatModel):
-    """The settings of a `ChatTransformers`: plain values, which pickle, serialise and compare. It runs nothing."""
+    """The settings that all our chat models share: plain values, which pickle, serialise and compare. Runs nothing."""
 
     model: str = Field(default_factory=_model_from_environment, validation_alias=AliasChoices("model", "model_name"))
     """A folder with safetensors, a GGUF file, a hub id, or "smollm2"; see `load_weights`. Without it, the environment
     variable ENVTUNE_MODEL."""
-    precision: str = "auto"
-    """"auto", "fp32", "bf16", "fp16", "8bit" or "4bit"; see `load_weights`."""
-    adapters: dict[str, str] | None = None
-    """LoRA adapters by name: the folder of each. A call chooses one by `model=name`."""
     temperature: float = Field(default=0.7, ge=0)
     """0 is greedy. The default is Qwen's own recommendation."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -66,12 +57,6 @@ class ChatConfiguration(BaseChatModel):
     """Seed of every reply's random generator: the same prompt gets the same reply. None draws one each time."""
     logprobs: bool = False
     """Whether a reply's `response_metadata` also holds "logprobs" in OpenAI's form."""
-    device_map: str | dict[str, Any] | None = None
-    """As in transformers; None is the first GPU, else the CPU."""
-    max_context: int | None = None
-    """Fewer tokens of context than the checkpoint has."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
     tool_parser: str = "auto"
     """How demanded calls are written: "qwen" (JSON), "qwen_xml", or "auto", as the chat template shows it. Replies are
     read in both forms."""
@@ -82,8 +67,6 @@ class ChatConfiguration(BaseChatModel):
     Jinja text."""
     enable_thinking: bool | None = None
     """Passed to the chat template where not None."""
-    cache_bytes: int = Field(default=DEFAULT_CACHE_BYTES, ge=0)
-    """Memory for the prefix cache, in bytes; 0 turns it off."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True, protected_namespaces=())
 
@@ -107,11 +90,6 @@ class ChatConfiguration(BaseChatModel):
             return value
         return str(value) if len(value.parts) > 2 or value.is_absolute() else f".{os.sep}{value}"
 
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _as_folders(cls, value: Any) -> Any:
-        return {str(name): str(path) for name, path in value.items()} if isinstance(value, Mapping) else value
-
     @field_validator("tool_parser")
     @classmethod
     def _known_parser(cls, value: str) -> str:
@@ -130,14 +108,9 @@ class ChatConfiguration(BaseChatModel):
         return True
 
     @property
-    def _llm_type(self) -> str:
-        return "envtune-transformers"
-
-    @property
     def _identifying_params(self) -> dict[str, Any]:
         """What replies depend on."""
-        own = {name: getattr(self, name) for name in _IDENTITY}
-        return {"model": self.model, "files": files_stamp(self.model), **own}
+        return {"model": self.model, **{name: getattr(self, name) for name in _IDENTITY}}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The key of LangChain's response cache: the identity above and the settings of this call.
@@ -163,6 +136,3 @@ class ChatConfiguration(BaseChatModel):
         if stop or self.stop:
             params["ls_stop"] = stop or self.stop or []
         return params
-
-    def _resolve_model_profile(self) -> ModelProfile | None:
-        return model_profile(self.model, self.max_context, self.max_tokens)

@@ -116,7 +116,7 @@ def _call_id() -> str:
 
 
 def _usage(result: GenerationResult, context: ReplyContext) -> UsageMetadata:
-    output = len(result.token_ids)
+    output = len(result.token_ids) or result.unreported_tokens
     return UsageMetadata(
         input_tokens=result.prompt_tokens,
         output_tokens=output,
@@ -127,7 +127,7 @@ def _usage(result: GenerationResult, context: ReplyContext) -> UsageMetadata:
 
 
 def _thought_tokens(result: GenerationResult, context: ReplyContext) -> int:
-    """How many of the sampled tokens belong to the think block, its closing tag included."""
+    """How many of the sampled tokens belong to the think block, its closing tag included; 0 where nobody knows them."""
     text = result.full_text
     if not (opens_think(context.prompt.prefix) or text.lstrip().startswith(THINK)):
         return 0
@@ -162,6 +162,6 @@ def _metadata(result: GenerationResult, context: ReplyContext, called: bool) -> 
         "model_name": context.model_name,
         "finish_reason": finish,
         "continuous": context.prompt.continuous,
-        **({"logprobs": _logprobs(result, context)} if context.shows_logprobs else {}),
-        TOKEN_TRACE_KEY: trace.as_plain(),
+        **({"logprobs": _logprobs(result, context)} if context.shows_logprobs and result.token_ids else {}),
+        **({TOKEN_TRACE_KEY: trace.as_plain()} if result.token_ids else {}),
     }

@@ -4,6 +4,7 @@ Comes in: token ids and decoding settings. Goes out: sampled ids, their log prob
 are sampled. It knows nothing of messages, tools or LangChain; a grammar reaches it as a `Constraint`.
 """
 
+from envtune_agents.engine.reply import Reply
 from envtune_agents.engine.request import (
     Constraint,
     ConstraintState,
@@ -13,4 +14,4 @@ from envtune_agents.engine.request import (
 )
 from envtune_agents.engine.worker import Engine
 
-__all__ = ["Constraint", "ConstraintState", "Engine", "GenerationRequest", "GenerationResult", "TokenEvent"]
+__all__ = ["Constraint", "ConstraintState", "Engine", "GenerationRequest", "GenerationResult", "Reply", "TokenEvent"]

@@ -55,6 +55,11 @@ class Node:
         """Tokens of the text up to here, these included."""
         return self.offset + len(self.ids)
 
+    def forget_last(self, count: int) -> None:
+        """The last tokens, all of which were read, are not part of the text after all."""
+        del self.ids[len(self.ids) - count :]
+        self.filled -= count
+
     def path(self) -> list[Node]:
         """The nodes from below the root to this one."""
         nodes: list[Node] = []

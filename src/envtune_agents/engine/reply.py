@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from envtune_agents.engine.guess import Guesser
 from envtune_agents.engine.request import FinishReason, GenerationRequest, GenerationResult, TokenEvent
 from envtune_agents.engine.text import Detokenizer, StopText
 from envtune_agents.weights import Weights
@@ -27,6 +28,9 @@ class Reply:
         self.unread: list[int] = []
         """Accepted or forced tokens that the model has not read; the forced ones, all but the first, are accepted when
         it has."""
+        self.guessed: list[int] = []
+        """Tokens that may follow the unread ones, to be read with them."""
+        self._guesser: Guesser | None = None
         self._weights, self._budget, self._emit = weights, budget, emit
         self._detokenizer = Detokenizer(weights.decode)
         self._stop = StopText(request.stop)
@@ -40,6 +44,19 @@ class Reply:
     def forced(self) -> list[int]:
         """Tokens that the grammar leaves no choice about, to be accepted before the next one is sampled."""
         return self.unread[1:]
+
+    def guess(self, most: int) -> None:
+        """Set `guessed` to at most that many tokens, and never to more than the reply can still have."""
+        if self._guesser is None and most and not self.request.temperature and self.grammar is None:
+            self._guesser = Guesser((*self.request.prompt_ids, *self._tokens))
+        left = self._budget - len(self._tokens) - 1
+        self.guessed = self._guesser.guess(min(most, left)) if self._guesser else []
+
+    def confirm(self, right: int) -> None:
+        """So many of the guessed tokens are what was sampled; the others are forgotten."""
+        if self._guesser:
+            self._guesser.learn(len(self.guessed), right)
+        self.guessed = []
 
     def take(self, token: int, logprob: float) -> bool:
         """Add a sampled token, and ask the grammar what must follow it; True when the reply is over."""
@@ -57,6 +74,8 @@ class Reply:
             )
         self._tokens.append(token)
         self._logprobs.append(logprob)
+        if self._guesser:
+            self._guesser.add(token)
         text = ""
         if token in self._weights.end_token_ids:
             self._finish = "end"

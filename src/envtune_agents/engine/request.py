@@ -96,3 +96,5 @@ class GenerationResult:
     prompt_tokens: int
     cached_tokens: int
     """Share of `prompt_tokens` that came from the prefix cache."""
+    unreported_tokens: int = 0
+    """How many tokens were sampled, where a server does not report them: then `token_ids` and `logprobs` are empty."""

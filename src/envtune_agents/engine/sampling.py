@@ -6,22 +6,33 @@ Imports torch: import this module inside functions of the engine thread only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
 from envtune_agents.engine.reply import Reply
 
 Tokens = list[tuple[int, float]]
-"""The tokens a reply gets from one forward pass, each with its log probability: the forced ones, then a sampled one."""
+"""The tokens a reply gets from one forward pass, each with its log probability: the forced or rightly guessed
+ones, then a sampled one."""
 
 
 def choose(logits: torch.Tensor, replies: Sequence[Reply]) -> list[Tokens | Exception]:
     """What each reply gets; the exception, where its grammar raised one.
 
-    `logits`: [rows, vocab]; for each reply in order, a row for each of its forced tokens and one to sample from.
+    `logits`: [rows, vocab]; for each reply in order, a row for each of its forced or guessed tokens and one to sample
+    from.
     """
     logits = logits.float()
-    sizes = [len(reply.forced) + 1 for reply in replies]
+    given = [len(reply.forced) + len(reply.guessed) + 1 for reply in replies]
+    right = [
+        _right(logits[end - rows : end], reply)
+        for reply, rows, end in zip(replies, given, accumulate(given), strict=True)
+    ]
+    sizes = [len(reply.forced) + kept + 1 for reply, kept in zip(replies, right, strict=True)]
+    if sizes != given:
+        begins = (end - rows for rows, end in zip(given, accumulate(given), strict=True))
+        logits = logits[[first + i for first, size in zip(begins, sizes, strict=True) for i in range(size)]]
     ends = torch.tensor(sizes).cumsum(0)
     scores = logits[(ends - 1).to(logits.device)]
     failures: dict[int, Exception] = {}
@@ -32,10 +43,22 @@ def choose(logits: torch.Tensor, replies: Sequence[Reply]) -> list[Tokens | Exce
             except Exception as error:  # this caller's grammar failed; the others' replies go on
                 failures[i] = error
     sampled = _sample(scores, replies)
-    chosen = [token for reply, last in zip(replies, sampled, strict=True) for token in (*reply.forced, last)]
+    chosen = [
+        token
+        for reply, kept, last in zip(replies, right, sampled, strict=True)
+        for token in (*reply.forced, *reply.guessed[:kept], last)
+    ]
     scales = [scale for reply, size in zip(replies, sizes, strict=True) for scale in [_scale(reply)] * size]
     pairs = list(zip(chosen, _logprobs(logits, scales, chosen), strict=True))
     return [failures.get(i) or pairs[end - sizes[i] : end] for i, end in enumerate(ends.tolist())]
+
+
+def _right(logits: torch.Tensor, reply: Reply) -> int:
+    """How many of the guessed tokens, which are greedy replies' only, are the best ones at their places."""
+    if not reply.guessed:
+        return 0
+    best = logits[: len(reply.guessed)].argmax(-1).tolist()
+    return next((i for i, token in enumerate(reply.guessed) if token != best[i]), len(best))
 
 
 def _sample(scores: torch.Tensor, replies: Sequence[Reply]) -> list[int]:

@@ -24,6 +24,8 @@ MAX_ROWS = 64
 """Most requests that run at once; the others wait in the order they came."""
 CPU_CHUNK, GPU_CHUNK = 512, 4096
 """Most prompt tokens read in one pass; a quarter while other requests are sampling, which wait for it."""
+GUESSES = 8
+"""Most guessed tokens in one pass, all requests together: a matrix product's time grows with its rows."""
 MIN_SHARE = 32
 """Prompt tokens a request gets of a pass at least, while there are any."""
 
@@ -56,7 +58,9 @@ class Scheduler:
         self._rows: list[Row] = []
         self._adapter: tuple[str | None, ...] = ()
         """The adapter that is active, in a tuple; empty when that is not known."""
-        self._chunk = CPU_CHUNK if packed.model.device.type == "cpu" else GPU_CHUNK
+        on_cpu = packed.model.device.type == "cpu"
+        self._chunk = CPU_CHUNK if on_cpu else GPU_CHUNK
+        self._guesses = GUESSES if on_cpu else 0
 
     def add(self, job: Job) -> None:
         """Take a job into the queue."""
@@ -151,11 +155,17 @@ class Scheduler:
                 self._pass([row])
             return
         for row, tokens in zip(ready, chosen, strict=True):
+            right = 0 if isinstance(tokens, Exception) else len(tokens) - len(row.reply.forced) - 1
+            row.leaf.forget_last(len(row.reply.guessed) - right)
+            row.reply.confirm(right)
             self._take(row, tokens)
 
     def _fill(self, batch: Batch, rows: Sequence[Row]) -> dict[Piece, Row]:
         """Put the rows' next tokens into the batch; the pieces whose logits are wanted, each with its row."""
-        asking = {batch.add_sampled(row.leaf, row.reply.unread): row for row in rows if row.reply.unread}
+        sampling = [row for row in rows if row.reply.unread]
+        for row in sampling:
+            row.reply.guess(self._guesses // len(sampling))
+        asking = {batch.add_sampled(row.leaf, [*row.reply.unread, *row.reply.guessed]): row for row in sampling}
         reading = [row for row in rows if not row.reply.unread]
         left = self._chunk // 4 if asking else self._chunk
         share = max(left // max(len(reading), 1), MIN_SHARE)

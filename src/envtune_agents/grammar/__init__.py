@@ -5,7 +5,7 @@ when nothing is constrained. It compiles text formats only; it does not parse re
 """
 
 from envtune_agents.grammar.choices import ToolChoice, answer_schema, chosen_tools
-from envtune_agents.grammar.compile import constraint_for
+from envtune_agents.grammar.compile import constraint_for, constraint_of_text
 from envtune_agents.grammar.lark import Style, Thinking
 from envtune_agents.grammar.schemas import bounded_schema
 from envtune_agents.grammar.state import GrammarConstraint
@@ -19,4 +19,5 @@ __all__ = [
     "bounded_schema",
     "chosen_tools",
     "constraint_for",
+    "constraint_of_text",
 ]

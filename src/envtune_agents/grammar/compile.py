@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -76,6 +76,17 @@ def constraint_for(
     return compiled.within(max_new_tokens) if goal.calls == "must" or goal.enforce or goal.answer else compiled
 
 
+def constraint_of_text(text: str, weights: Weights) -> GrammarConstraint:
+    """The constraint of a grammar in Lark, such as `GrammarConstraint.text` of another process with these weights.
+
+    It is not made to close before its tokens run out. Raises `ConstraintError` when llguidance refuses the grammar.
+    """
+    require("llguidance", feature="A grammar", install=GRAMMAR_INSTALL)
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise ConstraintError(f"The grammar has {len(text):,} characters; at most {MAX_SCHEMA_CHARS:,} are accepted.")
+    return _compiler(weights).compiled_text(text, lambda: 0)
+
+
 class _Compiler:
     """llguidance's view of one tokenizer, and the grammars compiled for it."""
 
@@ -99,7 +110,9 @@ class _Compiler:
         """Tags that are tokens of their own."""
 
     def compiled(self, goal: Wanted, writing: Writing) -> GrammarConstraint:
-        text = grammar_text(goal, writing)
+        return self.compiled_text(grammar_text(goal, writing), lambda: self._jump(goal, writing.style))
+
+    def compiled_text(self, text: str, jump: Callable[[], int]) -> GrammarConstraint:
         if text not in self._kept:
             failed, messages = self._matcher.validate_grammar_with_warnings(text, self._tokenizer)
             if failed:
@@ -107,7 +120,7 @@ class _Compiler:
             matcher = self._matcher(self._tokenizer, text, log_level=0)
             while len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)), None)
-            self._kept[text] = GrammarConstraint(matcher, self._n_vocab, self._closer, self._jump(goal, writing.style))
+            self._kept[text] = GrammarConstraint(text, matcher, self._n_vocab, self._closer, jump())
         return self._kept[text]
 
     def _jump(self, goal: Wanted, style: Style) -> int:

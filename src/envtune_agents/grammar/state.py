@@ -17,6 +17,8 @@ SPARE = 4
 class GrammarConstraint:
     """A grammar compiled for one tokenizer; `start` gives the state of one reply. Shared by any number of replies."""
 
+    text: str
+    """The grammar in Lark, as llguidance reads it: what a server that decodes by it is sent."""
     matcher: Any
     """`llguidance.LLMatcher` at the start of the grammar; only ever copied."""
     n_vocab: int

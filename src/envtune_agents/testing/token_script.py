@@ -14,8 +14,9 @@ from pydantic import SkipValidation
 
 from envtune_agents.chat_model import ChatTransformers
 from envtune_agents.engine import GenerationRequest, GenerationResult
-from envtune_agents.weights import Weights, load_tokenizer
+from envtune_agents.weights import Weights, tokenizer_only
 
+__all__ = ["TokenScript", "scripted_logprob", "tokenizer_only"]
 _REPLY_OPENS = "<|im_start|>assistant\n"
 
 
@@ -36,15 +37,6 @@ class TokenScript(ChatTransformers):
     def engine(self) -> Any:
         """The script in the engine's place."""
         return _ScriptedEngine(self.scripted_weights, self.script, self.split_seed)
-
-
-def tokenizer_only(model: str) -> Weights:
-    """The checkpoint's tokenizer and chat template as `Weights` without a model, for what never runs one."""
-    tokenizer = load_tokenizer(model)
-    ends = (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>"))
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    end_ids = tuple(sorted({int(token) for token in ends if token is not None}))
-    return Weights(None, tokenizer, model, "fp32", 1_000_000, end_ids, template)
 
 
 def scripted_logprob(token_id: int) -> float:

@@ -5,7 +5,7 @@ engine's job. Pickled weights and code from a checkpoint are never loaded.
 """
 
 from envtune_agents.weights.header import checkpoint_files, context_length
-from envtune_agents.weights.load import PRECISIONS, Precision, Weights, load_tokenizer, load_weights
+from envtune_agents.weights.load import PRECISIONS, Precision, Weights, load_tokenizer, load_weights, tokenizer_only
 from envtune_agents.weights.memory import MemoryNeed, MemoryReport, memory_report
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "memory_report",
+    "tokenizer_only",
 ]

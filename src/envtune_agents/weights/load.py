@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,15 @@ from typing import Any, Literal, get_args
 
 from envtune_agents.errors import EnvTuneError, WeightsError, require, unknown
 from envtune_agents.weights.memory import memory_report
-from envtune_agents.weights.source import LOCAL_INSTALL, WeightsSource, find_weights
+from envtune_agents.weights.source import LOCAL_INSTALL, WeightsSource, find_tokenizer, find_weights
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "8bit", "4bit"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "w16a32", "8bit", "4bit"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+UNLIMITED_CONTEXT = 1_000_000
+"""Context of weights that hold no model, in tokens."""
 QUANT_INSTALL = "pip install 'envtune-agents[quant]'"
+_MOST_UNPACKED = 24
+"""How many times larger a GGUF file can be once it is unpacked: the smallest of its types, 1.6 bits a number, to 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Weights:
     name: str
     """The checkpoint as the caller named it."""
     precision: str
-    """What it was loaded as: "fp32", "bf16", "fp16", "8bit" or "4bit"."""
+    """What it was loaded as: "fp32", "bf16", "fp16", "w16a32", "8bit" or "4bit"."""
     context_length: int
     """Most tokens of prompt and completion together."""
     end_token_ids: tuple[int, ...]
@@ -65,8 +70,9 @@ def load_weights(
     """The checkpoint at `model`, ready to run.
 
     `model`: a folder with safetensors, a GGUF file, a hub id, or "smollm2" (the demo model). `precision`: "auto" takes
-    the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "8bit" and "4bit" (nf4 with
-    double quantisation, computed in the type "auto" would take) go through bitsandbytes. `device_map` as in
+    the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "w16a32" keeps weights in fp16
+    and computes in fp32, on a CPU and for inference only; "8bit" and "4bit" (nf4 with double quantisation, computed in
+    the type "auto" would take) go through bitsandbytes. `device_map` as in
     transformers; None means the first GPU, else the CPU. `max_context` lowers the context, in tokens, to save memory.
     Raises `WeightsError` when the checkpoint cannot be loaded as asked or does not fit into memory, and
     `MissingDependencyError` when a package is not installed. Ours; loading itself is transformers'.
@@ -90,11 +96,42 @@ def load_weights(
     )
 
 
-def load_tokenizer(model: str | Path) -> Any:
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
     """The fast tokenizer of the checkpoint at `model`, without its weights."""
-    source = find_weights(model)
+    source = find_tokenizer(model, revision=revision)
     with _reported(source), _quiet(source):
         return _load_tokenizer(source)
+
+
+def tokenizer_only(
+    model: str | Path, *, revision: str | None = None, context_length: int = UNLIMITED_CONTEXT
+) -> Weights:
+    """Tokenizer, chat template and end tokens of the checkpoint at `model`, as `Weights` that hold no model.
+
+    For whatever renders, encodes and reads but never runs it: a script, or a client of a server. Needs no torch, no
+    weights in the folder, and fetches none from the hub.
+    """
+    source = find_tokenizer(model, revision=revision)
+    with _reported(source), _quiet(source):
+        tokenizer = _load_tokenizer(source)
+    return Weights(
+        model=None,
+        tokenizer=tokenizer,
+        name=source.name,
+        precision="none",
+        context_length=context_length,
+        end_token_ids=_named_ends(tokenizer, *_eos_in_files(source)),
+        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+    )
+
+
+def _eos_in_files(source: WeightsSource) -> list[Any]:
+    """What the folder's JSON configurations name as `eos_token_id`; a GGUF file tells it through its tokenizer."""
+    if source.gguf_file:
+        return []
+    files = (source.folder / "config.json", source.folder / "generation_config.json")
+    read = [json.loads(file.read_text()) for file in files if file.is_file()]
+    return [config.get("eos_token_id") for config in read if isinstance(config, dict)]
 
 
 @contextmanager
@@ -124,7 +161,8 @@ def _too_large(source: WeightsSource, reason: str) -> str:
     """What to turn when a checkpoint does not fit, with its needs in numbers."""
     report = memory_report(source.folder / source.gguf_file if source.gguf_file else source.folder)
     needs = ", ".join(f"{need.precision} {need.weights / 1e9:.1f} GB" for need in report.needs)
-    smaller = "a file with fewer parameters" if source.gguf_file else "precision='8bit' or '4bit'"
+    few = "precision='bf16', 'fp16' or 'w16a32', or a file with fewer parameters"
+    smaller = few if source.gguf_file else "precision='8bit' or '4bit'"
     return (
         f"There is not enough memory for '{source.name}' ({reason or 'out of memory'}). Its weights take {needs}. Use "
         f"{smaller}; device_map='auto' to spread it over devices; and, for the conversations, a smaller max_context or "
@@ -185,7 +223,9 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
     torch = require("torch", feature="Loading weights", install=LOCAL_INSTALL)
     transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
     on_gpu = bool(torch.cuda.is_available()) and device_map != "cpu"
-    _refuse_too_large(source, precision, _room(torch, on_gpu, device_map))
+    _refuse_too_large(source, _counted_as(torch, precision, on_gpu), _room(torch, on_gpu, device_map))
+    if precision == "w16a32":
+        _refuse_unpackable(on_gpu, device_map)
     options: dict[str, Any] = {"dtype": _dtype(torch, precision, on_gpu)}
     if precision in ("8bit", "4bit"):
         options["quantization_config"] = _quantized(source, precision, options["dtype"])
@@ -198,8 +238,22 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
         source.folder, config=config, use_safetensors=True, output_loading_info=True, **options, **_where(source)
     )
     _refuse_missing(source, report)
+    if precision == "w16a32":
+        from envtune_agents.weights.half import pack
+
+        pack(model)
+        return model, precision
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return model, precision if precision in ("8bit", "4bit") else names.get(model.dtype, str(model.dtype))
+
+
+def _refuse_unpackable(on_gpu: bool, device_map: Any) -> None:
+    from envtune_agents.weights.half import available
+
+    if on_gpu or device_map not in (None, "cpu"):
+        raise WeightsError("Precision 'w16a32' is for a CPU. Use 'bf16' or 'fp16' on a GPU, or device_map='cpu'.")
+    if not available():
+        raise WeightsError("Precision 'w16a32' needs torch with FBGEMM, which it has on x86. Use 'fp32' or 'bf16'.")
 
 
 def _room(torch: Any, on_gpu: bool, device_map: Any) -> int | None:
@@ -209,25 +263,39 @@ def _room(torch: Any, on_gpu: bool, device_map: Any) -> int | None:
     if on_gpu:
         return int(torch.cuda.get_device_properties(0).total_memory)
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # not a POSIX system
         return None
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # a container's own limit
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return machine
+
+
+def _counted_as(torch: Any, precision: str, on_gpu: bool) -> str:
+    """The precision whose memory "auto" will take; on a GPU the half precision that checkpoints come in."""
+    if precision != "auto":
+        return precision
+    return "bf16" if on_gpu or _fast_dtype(torch, on_gpu) == torch.bfloat16 else "fp32"
 
 
 def _refuse_too_large(source: WeightsSource, precision: str, room: int | None) -> None:
     """Say at once that it can never fit: on a CPU the system would kill the process without a word."""
-    if source.gguf_file:
-        return  # reading its sizes takes as long as loading a small one
+    if room is None:
+        return
+    place = source.folder / source.gguf_file if source.gguf_file else source.folder
+    if source.gguf_file and place.stat().st_size * _MOST_UNPACKED < room:
+        return  # reading the sizes of a small one takes as long as loading it
     with contextlib.suppress(WeightsError):  # sizes that cannot be read are no reason not to try
-        report = memory_report(source.folder)
+        report = memory_report(place)
         need = next((need for need in report.needs if need.precision == precision), None)
-        if need is not None and room is not None and need.weights > room:
+        if need is not None and need.weights > room:
             raise MemoryError(f"{need.weights / 1e9:.1f} GB of weights, {room / 1e9:.1f} GB of memory")
 
 
 def _dtype(torch: Any, precision: str, on_gpu: bool) -> Any:
     """The dtype to load in, or "auto" for the checkpoint's own."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "w16a32": torch.float16}
     if precision in named:
         return named[precision]
     if precision == "auto" and on_gpu:
@@ -293,9 +361,12 @@ def _context_length(config: Any, max_context: int | None) -> int:
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token the checkpoint or ChatML ends a reply with, ascending."""
-    named = tokenizer.get_vocab().get("<|im_end|>")
-    listed = [tokenizer.eos_token_id, named]
-    for config in (model.config, model.generation_config):
-        found = getattr(config, "eos_token_id", None)
+    configs = (model.config, model.generation_config)
+    return _named_ends(tokenizer, *(getattr(config, "eos_token_id", None) for config in configs))
+
+
+def _named_ends(tokenizer: Any, *configured: Any) -> tuple[int, ...]:
+    listed = [tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")]
+    for found in configured:
         listed += list(found) if isinstance(found, (list, tuple)) else [found]
     return tuple(sorted({int(token) for token in listed if token is not None}))

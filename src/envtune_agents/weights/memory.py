@@ -15,7 +15,7 @@ from envtune_agents.errors import WeightsError
 from envtune_agents.weights.header import Shape, Tensor, shape_of, tensors_of
 from envtune_agents.weights.source import ACCEPTED, WeightsSource, find_local
 
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "w16a32": 2.0}
 _QUANTISED = {"8bit": 1.0 + 4 / 1024, "4bit": 0.5 + 0.127 / 8}
 """Bytes for each number of a quantised matrix, scales included: a float a row for 8 bit; for nf4 with double
 quantisation 8 bits for 64 numbers and 32 for 256 of those (QLoRA, arXiv 2305.14314, section 3: 0.127 bits a number)."""
@@ -89,8 +89,20 @@ def _need(precision: str, source: WeightsSource, shape: Shape, tensors: Sequence
     dense = _BYTES.get(precision, 2.0)
     packed = _QUANTISED.get(precision, dense)
     weights = sum(tensor.size * (packed if _is_packed(tensor) else dense) for tensor in tensors)
-    for_token = int(2 * shape.layers * shape.kv_heads * shape.head_size * dense)
+    if precision == "w16a32":
+        weights += sum(tensor.size * _extra_bytes(tensor, tensors) for tensor in tensors)
+    cached = 4.0 if precision == "w16a32" else dense
+    for_token = int(2 * shape.layers * shape.kv_heads * shape.head_size * cached)
     return MemoryNeed(precision, round(weights), for_token, for_token * tokens)
+
+
+def _extra_bytes(tensor: Tensor, tensors: Sequence[Tensor]) -> float:
+    """Bytes a number takes beyond two: vectors stay in fp32, and a head tied to the embeddings is a copy of them."""
+    if tensor.dimensions < 2:
+        return 2.0
+    heads = ("lm_head", "output.weight")
+    tied = not any(other.name.startswith(heads) for other in tensors)
+    return 2.0 if tied and any(name in tensor.name for name in ("embed_tokens", "token_embd")) else 0.0
 
 
 def _is_packed(tensor: Tensor) -> bool:

@@ -55,6 +55,19 @@ def find_weights(model: str | Path, *, revision: str | None = None) -> WeightsSo
     return _folder(name, _download(name, revision))
 
 
+def find_tokenizer(model: str | Path, *, revision: str | None = None) -> WeightsSource:
+    """The tokenizer files behind `model`: as `find_weights`, but a folder needs no weights and the hub sends none."""
+    name = str(model)
+    path = Path(model).expanduser()
+    if path.is_dir() and any((path / file).is_file() for file in _TOKENIZER_FILES):
+        return WeightsSource(name, path)
+    if path.exists() or name in SHIPPED or isinstance(model, Path) or _looks_like_path(name):
+        return find_weights(model)
+    if not _HUB_ID.fullmatch(name):
+        raise WeightsError(f"'{name}' is neither a path nor a hub id. {ACCEPTED}")
+    return WeightsSource(name, _download(name, revision, weights=False))
+
+
 def find_local(model: str | Path) -> WeightsSource | None:
     """The files behind `model` where they are on this disk already, the local hub cache included; None elsewhere.
 
@@ -145,10 +158,10 @@ def _without_safetensors(name: str, folder: Path, files: set[str]) -> WeightsSou
     raise WeightsError(f"'{folder}' holds no weights (found: {', '.join(sorted(files)) or 'nothing'}). {ACCEPTED}")
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, weights: bool = True) -> Path:
     """The hub's files in the local hub cache: safetensors, JSON and text only, so no pickle is even fetched."""
     hub = require("huggingface_hub", feature="Loading from the hub", install=LOCAL_INSTALL)
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub client raises six unrelated kinds for "not there" and "no network"
