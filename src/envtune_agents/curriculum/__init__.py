@@ -8,6 +8,13 @@ from envtune_agents.curriculum.curriculum import Curriculum
 from envtune_agents.curriculum.decide import AdvanceRule, Decision, Evaluation, Move
 from envtune_agents.curriculum.difficulty import DifficultyController
 from envtune_agents.curriculum.stages import FOUR_STAGES, Stage, load_stages
+from envtune_agents.curriculum.training_run import (
+    check_unchanged,
+    checkpoint_digest,
+    split_tasks,
+    task_digest,
+    with_budget,
+)
 
 __all__ = [
     "FOUR_STAGES",
@@ -18,5 +25,10 @@ __all__ = [
     "Evaluation",
     "Move",
     "Stage",
+    "check_unchanged",
+    "checkpoint_digest",
     "load_stages",
+    "split_tasks",
+    "task_digest",
+    "with_budget",
 ]

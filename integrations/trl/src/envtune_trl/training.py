@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from envtune_agents.curriculum import FOUR_STAGES, AdvanceRule, Curriculum, DifficultyController, Move, Stage
+from envtune_agents.curriculum import (
+    FOUR_STAGES,
+    AdvanceRule,
+    Curriculum,
+    DifficultyController,
+    Move,
+    Stage,
+    check_unchanged,
+    checkpoint_digest,
+    split_tasks,
+    task_digest,
+    with_budget,
+)
 from envtune_agents.errors import CurriculumError, MissingDependencyError
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import Rollout, Task
@@ -26,7 +36,6 @@ from envtune_trl.weights import (
     ADAPTER,
     FULL,
     check_prefix_preserving,
-    fingerprint,
     load_policy,
     merged,
     save_policy,
@@ -75,8 +84,8 @@ def train(
     settings = settings or TrainSettings()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    train_tasks, held_out = _split(source, settings, tasks, validation)
-    stages = tuple(_with_budget(settings.stage(stage), train_tasks) for stage in stages)
+    train_tasks, held_out, _ = split_tasks(source.load, settings.validation_tasks, tasks=tasks, validation=validation)
+    stages = tuple(with_budget(settings.stage(stage), train_tasks) for stage in stages)
     _check_manifest(folder, model, train_tasks, held_out, stages, settings)
     curriculum = Curriculum(stages, rule, path=folder / "curriculum.json")
     run = _Run(model, source, folder, curriculum, settings, train_tasks, held_out, adaptive, table or Table())
@@ -237,46 +246,6 @@ def _weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in (ADAPTER, FULL) if (folder / name).is_dir()), None)
 
 
-def _with_budget(stage: Stage, tasks: Sequence[Task]) -> Stage:
-    """The stage with its epochs turned into a budget of steps, unless it names one."""
-    if stage.max_steps is not None:
-        return stage
-    return replace(stage, max_steps=math.ceil(stage.epochs * len(stage.tasks(tasks)) / stage.prompts))
-
-
-def _split(
-    source: TaskSource, settings: TrainSettings, tasks: Sequence[Task] | None, validation: Sequence[Task] | None
-) -> tuple[list[Task], list[Task]]:
-    """Training and validation tasks; without a validation split every fourth training task is held out, up to 100."""
-    training = list(tasks) if tasks is not None else source.load("train", None)
-    if validation is None:
-        try:
-            validation = source.load("validation", None)
-        except (ValueError, KeyError):  # how a source says that it has no such split
-            every = max(2, min(4, len(training) // settings.validation_tasks or 4))
-            validation = training[::every][: settings.validation_tasks]
-            held = {task.task_id for task in validation}
-            training = [task for task in training if task.task_id not in held]
-    if not training or not validation:
-        raise CurriculumError(
-            f"Training needs tasks to train on and to validate with; got {len(training)} and {len(validation)}."
-        )
-    return training, _evenly(list(validation), settings.validation_tasks)
-
-
-def _evenly(tasks: list[Task], count: int) -> list[Task]:
-    """At most `count` tasks, of all categories alike."""
-    by_category: dict[str, list[Task]] = {}
-    for task in tasks:
-        by_category.setdefault(task.category, []).append(task)
-    found: list[Task] = []
-    while len(found) < min(count, len(tasks)):
-        for group in by_category.values():
-            if group and len(found) < count:
-                found.append(group.pop(0))
-    return found
-
-
 def _check_versions() -> None:
     try:
         found = version("trl")
@@ -306,31 +275,13 @@ def _check_manifest(
     free |= {"gradient_checkpointing"}
     now = {
         "model": str(model),
-        "model files": fingerprint(model),
-        "tasks": _digest(tasks),
-        "validation tasks": _digest(held_out),
+        "model files": checkpoint_digest(model),
+        "tasks": task_digest(tasks),
+        "validation tasks": task_digest(held_out),
         "stages": [asdict(stage) for stage in stages],
         **{key: value for key, value in asdict(settings).items() if key not in free},
     }
-    now = json.loads(json.dumps(now))
-    path = folder / "train.json"
-    if not path.exists():
-        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CurriculumError(f"Cannot read {path}: {error}. Choose another folder.") from error
-    changed = [key for key in sorted({*known, *now}) if known.get(key) != now.get(key)]
-    if changed:
-        raise CurriculumError(
-            f"{folder} holds a run that began with another {', '.join(changed)}. Use the same, or another folder."
-        )
-
-
-def _digest(tasks: Sequence[Task]) -> str:
-    text = json.dumps([[task.task_id, task.category, list(task.turns)] for task in tasks])
-    return f"{len(tasks)} tasks, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    check_unchanged(folder / "train.json", now)
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from envtune_agents.chat_model.prefixes import prefix_preserving
 from envtune_agents.engine import Engine
 from envtune_agents.errors import WeightsError
 from envtune_agents.weights import Weights, load_weights
@@ -109,32 +109,12 @@ def merged(policy: Policy, model: Any, folder: Path) -> Path:
     return folder
 
 
-def fingerprint(model: str | Path) -> str:
-    """What tells one checkpoint from another: the names and sizes of its files, or its name for a hub id."""
-    path = Path(model).expanduser()
-    if not path.exists():
-        return str(model)
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    text = "|".join(f"{file.name}:{file.stat().st_size}" for file in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def check_prefix_preserving(policy: Policy) -> None:
     """Raises `WeightsError` when the chat template rewrites earlier replies, with what follows from it and what to do.
 
     Such a template breaks a conversation into many branches; each is trained right, but a row holds only one reply.
     """
-    from envtune_agents.chat_model.template import template_for
-
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
-    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
-    first: list[dict[str, Any]] = [{"role": "user", "content": "one"}]
-    then = [*first, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "two"}]
-    last = [*then, {"role": "assistant", "content": "three"}, {"role": "user", "content": "four"}]
-    template = template_for(policy.weights, "auto", last, tools, None)
-    texts = [template.render(messages, tools) for messages in (first, then, last)]
-    ends = [text.rstrip().removesuffix("<|im_start|>assistant").rstrip() for text in texts]
-    if not (texts[1].startswith(ends[0]) and texts[2].startswith(ends[1])):
+    if not prefix_preserving(policy.weights):
         raise WeightsError(
             f"The chat template of '{policy.weights.name}' is not prefix-preserving: it writes earlier replies anew "
             "when the conversation goes on, so sampled tokens cannot be trained as they stand. Use an Instruct "

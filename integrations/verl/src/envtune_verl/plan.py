@@ -1,0 +1,90 @@
+"""What a run consists of: its model, its tasks, its stages with budgets; and what must not change between two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from envtune_agents.chat_model.prefixes import prefix_preserving
+from envtune_agents.curriculum import Stage, checkpoint_digest, split_tasks, task_digest, with_budget
+from envtune_agents.errors import WeightsError
+from envtune_agents.task_source import find_task_source
+from envtune_agents.types import Task
+from envtune_agents.weights import tokenizer_only
+from envtune_agents.weights.source import SHIPPED
+from envtune_verl.policy import first_prompt_tokens
+from envtune_verl.settings import VerlSettings
+from envtune_verl.table import Table
+
+MACHINE = ("gpus", "nodes", "tensor_parallel", "gpu_memory", "offload", "workers", "loggers", "overrides")
+"""Settings that may change when a run goes on: they say where it runs, not what it learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """One run, before anything of it is written."""
+
+    model: Path | str
+    """The weights that the first stage begins with: a folder, or a hub id."""
+    source: str
+    """The task source by name, for every worker loads it."""
+    tasks: tuple[Task, ...]
+    """Of the source's split "train"."""
+    validation: tuple[Task, ...]
+    validation_split: str
+    stages: tuple[Stage, ...]
+    """With this run's batch sizes and budgets."""
+    settings: VerlSettings
+
+    @classmethod
+    def made(
+        cls,
+        model: str | Path,
+        source: str,
+        stages: Sequence[Stage],
+        settings: VerlSettings,
+        tasks: Sequence[Task] | None,
+        validation: Sequence[Task] | None,
+    ) -> Self:
+        """The plan; `tasks` and `validation` replace all of their splits. Raises what is wrong with any of it."""
+        load = find_task_source(source).load
+        training, held_out, split = split_tasks(load, settings.validation_tasks, tasks=tasks, validation=validation)
+        budgeted = tuple(with_budget(settings.stage(stage), training) for stage in stages)
+        return cls(_trainable(model), source, tuple(training), tuple(held_out), split, budgeted, settings)
+
+    def identity(self) -> dict[str, Any]:
+        """What the run depends on."""
+        return {
+            "engine": "verl",
+            "model": str(self.model),
+            "model files": checkpoint_digest(self.model),
+            "source": self.source,
+            "tasks": task_digest(self.tasks),
+            "validation tasks": task_digest(self.validation),
+            "stages": [asdict(stage) for stage in self.stages],
+            **{key: value for key, value in asdict(self.settings).items() if key not in MACHINE},
+        }
+
+    def prompt_tokens(self, table: Table) -> Callable[[Task], int]:
+        """The length of a task's first prompt; tells the table when the chat template costs training rows."""
+        weights = tokenizer_only(self.model)
+        if not prefix_preserving(weights):
+            table.note(
+                f"The chat template of '{weights.name}' writes earlier replies anew when the conversation goes on, so "
+                "each reply becomes a training row of its own: right, but slow. An Instruct checkpoint without hidden "
+                "thoughts, such as Qwen3-4B-Instruct-2507, gives one row for a conversation."
+            )
+        return first_prompt_tokens(weights, find_task_source(self.source).environment)
+
+
+def _trainable(model: str | Path) -> str | Path:
+    """The checkpoint as verl's workers find it; `WeightsError` for what verl cannot train."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf" or str(model) in SHIPPED:
+        raise WeightsError(
+            f"verl trains safetensors, and '{model}' is a GGUF file. Name a folder or a hub id, such as "
+            "Qwen/Qwen3-4B-Instruct-2507."
+        )
+    return path.resolve() if path.exists() else model

@@ -1,0 +1,186 @@
+"""The folder of a run: for each stage its datasets, its overrides, and the script that trains it.
+
+    run/
+      train.json  curriculum.json  agent_loop.yaml
+      1_syntax/
+        train.parquet  validation.parquet  overrides.txt  run.sh  merge.sh
+        logs/           one pair of files for each chunk: metrics (.jsonl) and the trainer's output (.txt)
+        checkpoints/    verl's, with global_step_N
+        model/          the trained weights, as a checkpoint of transformers
+
+Everything that runs is in the scripts, so a stage can be started by hand or by a cluster's scheduler.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from envtune_agents.curriculum import Stage
+from envtune_agents.errors import CurriculumError
+from envtune_agents.types import Task
+from envtune_verl.dataset import EpisodeTerms, dataset_rows, replace_file
+from envtune_verl.overrides import StageFiles, agent_loop_entry, stage_overrides
+from envtune_verl.plan import RunPlan
+
+TRAINER = (sys.executable, "-m", "verl.trainer.main_ppo")
+"""The command that trains; it takes overrides."""
+MERGER = (sys.executable, "-m", "verl.model_merger")
+"""The command that makes a checkpoint of transformers from verl's."""
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's file in a folder of checkpoints: the step of the newest whole one."""
+
+_RUN = """#!/usr/bin/env bash
+# Trains stage {stage} up to step $1 and writes its metrics to $2. What follows are further overrides of verl.
+# Goes on from the newest checkpoint; a checkpoint is written at the end. Written by `envtune train --engine verl`.
+set -euo pipefail
+mapfile -t overrides < {overrides}
+log="'${{2//\\'/\\\\\\'}}'"
+environment=+ray_kwargs.ray_init.runtime_env.env_vars
+{path}exec {trainer} "${{overrides[@]}}" trainer.total_training_steps="$1" \\
+  "$environment.VERL_FILE_LOGGER_PATH=$log" "${{@:3}}"
+"""
+_MERGE = """#!/usr/bin/env bash
+# Writes the weights of checkpoint $1 (a folder global_step_N) to {model}, whole or not at all.
+set -euo pipefail
+rm -rf {part}
+{merger} merge --backend fsdp --local_dir "$1/actor" --target_dir {part}
+mv {part} {model}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StageFolder:
+    """The folder of one stage."""
+
+    path: Path
+
+    @property
+    def script(self) -> Path:
+        """Trains: `run.sh STEPS LOG [override …]`."""
+        return self.path / "run.sh"
+
+    @property
+    def merge_script(self) -> Path:
+        """Writes the weights: `merge.sh CHECKPOINT`."""
+        return self.path / "merge.sh"
+
+    @property
+    def model(self) -> Path:
+        """The trained weights, once they are merged."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """verl's checkpoints."""
+        return self.path / "checkpoints"
+
+    def logs(self, step: int) -> list[Path]:
+        """The metrics of every attempt at the chunk that ends at `step`, oldest first."""
+        return sorted((self.path / "logs").glob(f"step_{step:06d}_*.jsonl"))
+
+    def next_log(self, step: int) -> Path:
+        """A new path for the next attempt: verl's logger empties a file that is there."""
+        used = [int(path.stem.rpartition("_")[2]) for path in self.logs(step)]
+        return self.path / "logs" / f"step_{step:06d}_{max(used, default=0) + 1:02d}.jsonl"
+
+    def discard_logs(self, step: int) -> None:
+        """Sets the metrics of a chunk aside, so that it is trained anew."""
+        for path in self.logs(step):
+            path.rename(path.with_suffix(".jsonl.broken"))
+
+    def saved(self, at_most: int | None = None) -> int:
+        """Step of the newest checkpoint, 0 without one; with `at_most`, of the newest that is not later."""
+        tracker = self.checkpoints / TRACKER
+        if at_most is None:
+            try:
+                return int(tracker.read_text())
+            except (OSError, ValueError):
+                return 0
+        steps = [int(path.name.rpartition("_")[2]) for path in self.checkpoints.glob("global_step_*")]
+        return max((step for step in steps if step <= at_most), default=0)
+
+    def go_back(self, step: int) -> None:
+        """Makes the next start go on from the checkpoint of `step`; from the stage's first weights for 0."""
+        tracker = self.checkpoints / TRACKER
+        if step:
+            tracker.write_text(str(step))
+        else:
+            tracker.unlink(missing_ok=True)
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self.checkpoints / f"global_step_{step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """verl's commands; tests put others in their place."""
+
+    trainer: tuple[str, ...] = TRAINER
+    merger: tuple[str, ...] = MERGER
+
+
+def write_stage(
+    folder: StageFolder, plan: RunPlan, index: int, model: Path | str, tokens: Callable[[Task], int], commands: Commands
+) -> list[str]:
+    """Writes the files of stage `index`; gives the ids of the tasks whose first prompt is too long: they are left out.
+
+    `model` are the weights that the stage begins with; `tokens` counts those of a task's first prompt. Raises
+    `CurriculumError` when fewer tasks are left than one training step takes.
+    """
+    stage = plan.stages[index]
+    chosen = stage.tasks(plan.tasks, seed=plan.settings.seed)
+    kept = [task for task in chosen if tokens(task) <= stage.max_prompt_tokens]
+    if len(kept) < stage.prompts:
+        raise CurriculumError(
+            f"Stage {stage.name!r} takes {stage.prompts} tasks in one step and has {len(kept)}; "
+            f"{len(chosen) - len(kept)} more were left out for the length of their first prompt. Lower prompts, or add "
+            "tasks."
+        )
+    (folder.path / "logs").mkdir(parents=True, exist_ok=True)
+    files = StageFiles(
+        model,
+        folder.path / "train.parquet",
+        folder.path / "validation.parquet",
+        folder.path.parent / "agent_loop.yaml",
+        folder.checkpoints,
+    )
+    files.agent_loop.write_text(agent_loop_entry(plan.settings), encoding="utf-8")
+    _write_datasets(files, plan, stage, kept)
+    overrides = folder.path / "overrides.txt"
+    overrides.write_text("\n".join(stage_overrides(stage, plan.settings, files)) + "\n", encoding="utf-8")
+    _write_scripts(folder, plan.source, overrides, commands)
+    return [task.task_id for task in chosen if task not in kept]
+
+
+def _write_datasets(files: StageFiles, plan: RunPlan, stage: Stage, tasks: Sequence[Task]) -> None:
+    """Training rows as the stage wants them; validation rows without hints and, in an augmented stage, again with."""
+    about = EpisodeTerms(stage.name, stage.hint_level, stage.reward)
+    replace_file(files.train, dataset_rows(tasks, plan.source, "train", about))
+    rows = []
+    for level in sorted({0, stage.hint_level}):
+        terms = EpisodeTerms(stage.name, level, stage.reward, validation=True)
+        rows += dataset_rows(plan.validation, plan.source, plan.validation_split, terms)
+    replace_file(files.validation, rows)
+
+
+def _write_scripts(folder: StageFolder, source: str, overrides: Path, commands: Commands) -> None:
+    importable = (
+        f"export PYTHONPATH={shlex.quote(str(Path.cwd()))}${{PYTHONPATH:+:$PYTHONPATH}}\n"  # also Ray's workers
+    )
+    part = folder.model.with_name("model.part")
+    run = _RUN.format(
+        stage=folder.path.name,
+        overrides=shlex.quote(str(overrides)),
+        path=importable if ":" in source else "",  # a factory of the user's own
+        trainer=shlex.join(commands.trainer),
+    )
+    merge = _MERGE.format(
+        model=shlex.quote(str(folder.model)), part=shlex.quote(str(part)), merger=shlex.join(commands.merger)
+    )
+    folder.script.write_text(run, encoding="utf-8")
+    folder.merge_script.write_text(merge, encoding="utf-8")

@@ -1,0 +1,104 @@
+"""One run of a stage's script: started, followed while its metrics come in, and explained when it fails."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from envtune_agents.errors import CurriculumError
+from envtune_verl.log import LoggedStep, read_log
+from envtune_verl.settings import VerlSettings
+
+POLL_S = 0.5
+"""Seconds between two looks at the metrics."""
+_OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "No available memory for the cache blocks")
+_TAIL = 4_000
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[int]:
+    """A lock that this process and the trainer it starts hold; gives its file descriptor for the trainer.
+
+    So a trainer that outlived a killed controller is noticed instead of being started twice on the same GPUs. Raises
+    `CurriculumError` then.
+    """
+    descriptor = os.open(folder / "trainer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CurriculumError(
+                f"Something still trains in {folder}. Wait until it is done or end it, then run the same command again."
+            ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def run_script(
+    command: Sequence[str],
+    output: Path,
+    lock: int,
+    settings: VerlSettings,
+    metrics: Path | None = None,
+    on_step: Callable[[LoggedStep], None] | None = None,
+) -> None:
+    """Runs a command to its end with its output in a file; `on_step` is told each line that `metrics` gets.
+
+    Raises `CurriculumError` with the end of the output when it fails, and with what to turn when memory ran out.
+    """
+    position = 0
+    with output.open("ab") as sink:
+        process = subprocess.Popen(
+            list(command), stdout=sink, stderr=subprocess.STDOUT, pass_fds=(lock,), start_new_session=True
+        )
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+            ended = process.poll() is not None
+            if metrics is not None and on_step is not None:
+                lines, position = read_log(metrics, position)
+                for line in lines:
+                    on_step(line)
+            if ended:
+                break
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode:
+        raise CurriculumError(_why(command, process.returncode, output, settings))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the command and what it started; Ray's workers go with their driver."""
+    for sign, patience_s in ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            pass
+        return
+
+
+def _why(command: Sequence[str], code: int, output: Path, settings: VerlSettings) -> str:
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - 200_000))
+        text = file.read().decode("utf-8", "replace")
+    if any(word in text for word in _OUT_OF_MEMORY):
+        return (
+            f"Memory ran out on a GPU; see {output}. Turn, in this order: gpu_memory down (now {settings.gpu_memory}), "
+            f"offload on (now {settings.offload}), tensor_parallel up (now {settings.tensor_parallel}), the stage's "
+            "max_response_tokens down. The same command then goes on from the last checkpoint."
+        )
+    return (
+        f"The trainer ended with code {code}; its whole output is in {output}. The same command goes on from the last "
+        f"checkpoint. The last lines:\n{text[-_TAIL:].strip() or '(nothing)'}\nThe command: {' '.join(command)}"
+    )

@@ -1,0 +1,110 @@
+"""What every trainer needs of a run: which tasks it trains on, which it validates with, and that nothing has changed.
+
+In: a source's tasks, settings as plain values. Out: the two lists, budgets of steps, and one file that a later call of
+the same run is held against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from envtune_agents.curriculum.stages import Stage
+from envtune_agents.errors import CurriculumError
+from envtune_agents.types import Task
+
+VALIDATION = "validation"
+"""The split that validation tasks come from, where a source has it."""
+
+
+def split_tasks(
+    load: Callable[[str, None], list[Task]],
+    count: int,
+    *,
+    tasks: Sequence[Task] | None = None,
+    validation: Sequence[Task] | None = None,
+) -> tuple[list[Task], list[Task], str]:
+    """The tasks to train on, at most `count` to validate with, of all categories alike, and the latter's split.
+
+    `load(split, None)` gives a source's tasks; `tasks` and `validation` replace its "train" and "validation" splits. A
+    source without the latter has a part of its training tasks held out. Raises `CurriculumError` when either is empty.
+    """
+    training = list(tasks) if tasks is not None else load("train", None)
+    split = VALIDATION
+    if validation is None:
+        try:
+            validation = load(VALIDATION, None)
+        except (ValueError, KeyError):  # how a source says that it has no such split
+            training, validation = _held_out(training, count)
+            split = "train"
+    if not training or not validation:
+        raise CurriculumError(
+            f"Training needs tasks to train on and to validate with; got {len(training)} and {len(validation)}."
+        )
+    return training, _evenly(list(validation), count), split
+
+
+def _held_out(training: list[Task], count: int) -> tuple[list[Task], list[Task]]:
+    """Every fourth task held out, or fewer of many; up to `count`."""
+    every = max(2, min(4, len(training) // count or 4))
+    validation = training[::every][:count]
+    held = {task.task_id for task in validation}
+    return [task for task in training if task.task_id not in held], validation
+
+
+def _evenly(tasks: list[Task], count: int) -> list[Task]:
+    """At most `count` tasks, of all categories alike."""
+    by_category: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_category.setdefault(task.category, []).append(task)
+    found: list[Task] = []
+    while len(found) < min(count, len(tasks)):
+        for group in by_category.values():
+            if group and len(found) < count:
+                found.append(group.pop(0))
+    return found
+
+
+def with_budget(stage: Stage, tasks: Sequence[Task]) -> Stage:
+    """The stage with its epochs turned into a budget of steps, unless it names one."""
+    if stage.max_steps is not None:
+        return stage
+    return replace(stage, max_steps=math.ceil(stage.epochs * len(stage.tasks(tasks)) / stage.prompts))
+
+
+def check_unchanged(path: Path, now: Mapping[str, Any]) -> None:
+    """Writes what a run depends on, or raises `CurriculumError` that names what differs from what is there."""
+    values = json.loads(json.dumps(now))
+    if not path.exists():
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CurriculumError(f"Cannot read {path}: {error}. Choose another folder.") from error
+    changed = [key for key in sorted({*known, *values}) if known.get(key) != values.get(key)]
+    if changed:
+        raise CurriculumError(
+            f"{path.parent} holds a run that began with another {', '.join(changed)}. Use the same, or another folder."
+        )
+
+
+def task_digest(tasks: Sequence[Task]) -> str:
+    """What tells one list of tasks from another."""
+    text = json.dumps([[task.task_id, task.category, list(task.turns)] for task in tasks])
+    return f"{len(tasks)} tasks, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def checkpoint_digest(model: str | Path) -> str:
+    """What tells one checkpoint from another: the names and sizes of its files, or its name for a hub id."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return str(model)
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    text = "|".join(f"{file.name}:{file.stat().st_size}" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
