@@ -28,6 +28,7 @@ def made_pages() -> Iterator[tuple[str, str]]:
     yield "examples.md", examples_page()
     yield "reference/commands.md", commands_page()
     yield "changelog.md", repository_links(ROOT / "CHANGELOG.md", "changelog.md")
+    yield "how-to/deploy.md", repository_links(ROOT / "examples" / "deploy" / "README.md", "how-to/deploy.md")
     for readme in sorted(ROOT.glob("integrations/*/README.md")):
         uri = f"integrations/{readme.parent.name}.md"
         yield uri, repository_links(readme, uri)
@@ -68,6 +69,8 @@ def page_of(path: str) -> str | None:
         return f"examples.md#{Path(path).stem}"
     if match := re.fullmatch(r"integrations/(\w+)(/README\.md)?", path):
         return f"integrations/{match[1]}.md"
+    if path in ("examples/deploy", "examples/deploy/README.md"):
+        return "how-to/deploy.md"
     return {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}.get(path)
 
 

@@ -1,16 +1,15 @@
-"""An agent written for a hosted chat model, with a local checkpoint in its place: only one line differs.
+"""A `create_agent` app written for a hosted chat model, with a local checkpoint in its place: one line differs.
 
 The checkpoint is a tiny one with random weights, so that this runs anywhere in seconds. It would say anything, and yet
-its calls and its answer fit their schemas: a grammar decodes them.
+its calls and its answer fit their schemas: a grammar decodes them. Needs `pip install langchain`.
 """
-
-from __future__ import annotations
 
 import tempfile
 
+from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
+from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.tools import tool
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode
 from pydantic import BaseModel
 
 from envtune_agents import ChatTransformers
@@ -30,26 +29,29 @@ class Report(BaseModel):
     sunny: bool
 
 
+@wrap_model_call
+def look_first(request, handler):
+    """The app's own rule, for any chat model: first a tool, then the report."""
+    if request.messages[-1].type == "human":
+        return handler(request.override(tool_choice="any", response_format=None))
+    return handler(request.override(tools=[]))
+
+
+# model = ChatOpenAI(model="gpt-5-mini", max_tokens=96)
 model = ChatTransformers(model=tiny_qwen(tempfile.mkdtemp()), precision="fp32", seed=1, max_tokens=96)  # the one line
 
+agent = create_agent(model, [get_weather], middleware=[look_first], response_format=ProviderStrategy(Report))
+state = agent.invoke({"messages": [("user", "What is the weather like in Paris?")]})
 
-def ask(state: MessagesState) -> MessagesState:
-    return {"messages": [model.bind_tools([get_weather], tool_choice="any").invoke(state["messages"])]}
-
-
-graph = StateGraph(MessagesState).add_node("ask", ask).add_node("tools", ToolNode([get_weather]))
-graph = graph.add_edge(START, "ask").add_edge("ask", "tools").add_edge("tools", END).compile()
-
-_, call, result = graph.invoke({"messages": [("user", "What is the weather like in Paris?")]})["messages"]
+_, call, result, answer = state["messages"]
 trace = call.response_metadata["token_trace"]
 print(f"ai: calls {call.tool_calls[0]['name']} with {sorted(call.tool_calls[0]['args'])}")
 print(f"tool: {result.content}")
+print("answer:", type(state["structured_response"]).__name__, sorted(state["structured_response"].model_dump()))
 print("every sampled token is kept:", len(trace["completion_token_ids"]) == len(trace["logprobs"]) > 0)
-report = model.with_structured_output(Report, method="json_schema").invoke("Write the report.")
-print("report:", type(report).__name__, sorted(report.model_dump()))
 
 # Expected output:
 # ai: calls get_weather with ['city']
 # tool: sunny, 20°C
+# answer: Report ['celsius', 'sunny']
 # every sampled token is kept: True
-# report: Report ['celsius', 'sunny']

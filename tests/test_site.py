@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,12 @@ PROGRAM = re.compile(r"```python\n(.*?)```", re.S)
 def literals() -> str:
     """Every string in the sources, with \\0 where an f-string puts a value."""
     found = []
-    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "integrations").glob("*/src/**/*.py")]:
+    places = [
+        (ROOT / "src").rglob("*.py"),
+        (ROOT / "integrations").glob("*/src/**/*.py"),
+        (ROOT / "examples").rglob("*.py"),
+    ]
+    for path in chain(*places):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
