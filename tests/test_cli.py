@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import envtune_agents
 from envtune_agents.call_text import parse_call_text
-from envtune_agents.errors import TaskError
+from envtune_agents.cli import app
+from envtune_agents.cli.hints import hints_app
+from envtune_agents.errors import EnvTuneError, TaskError
 from envtune_agents.task_source import TaskSource, find_task_source
+from envtune_agents.testing import ScriptedChatModel
 from envtune_agents.types import Task, ToolCall
 
+Envtune = Callable[..., Any]
+
 TOOLS = {"f": {"parameters": {"properties": {"a": {}, "b": {}}}}}
-
-
-def envtune(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from envtune_agents.cli import main; main()", *arguments]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +65,10 @@ def test_what_is_not_a_call_is_an_error_and_nothing_runs(text: str) -> None:
         parse_call_text(text, TOOLS)
 
 
-def test_playing_shows_what_the_agent_would_see() -> None:
+def test_playing_shows_what_the_agent_would_see(envtune: Envtune) -> None:
     typed = 'list_items(room="attic")\npick_items()\nlist_items("attic")\nf(\n\n'
     done = envtune("play", "playground_base_0_0", "--hints", "3", "--json", typed=typed)
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    events = [json.loads(line) for line in done.out.splitlines()]
     assert [event["event"] for event in events] == ["user", *["outcome"] * 4, "score", "user", "end"]
     outcomes = [event["value"] for event in events if event["event"] == "outcome"]
     assert "items" in outcomes[0]["content"]
@@ -71,13 +76,13 @@ def test_playing_shows_what_the_agent_would_see() -> None:
     assert outcomes[2]["content"] == outcomes[0]["content"]
     assert outcomes[3]["failure"]["kind"] == "malformed_call"
     assert events[-1]["value"] == "left"
-    assert done.returncode == 0
+    assert done.code == 0
 
 
-def test_playing_without_json_is_readable() -> None:
+def test_playing_without_json_is_readable(envtune: Envtune) -> None:
     done = envtune("play", "playground_base_0_0", "--hints", "0", typed="nothing()\n")
-    assert "user" in done.stdout
-    assert '"hint"' not in done.stdout
+    assert "user" in done.out
+    assert '"hint"' not in done.out
 
 
 @pytest.mark.parametrize(
@@ -86,29 +91,177 @@ def test_playing_without_json_is_readable() -> None:
         (["play", "playground_base_99_0"], "Unknown task id"),
         (["play", "x", "--tasks", "nowhere"], "Known: playground"),
         (["play", "x", "--tasks", "json:nothing"], "module:factory"),
-        (["collect", "--out", "x", "--tasks", "playground", "--split", "tset"], "Unknown split 'tset'. Known: train"),
-        (["collect", "--out", "x", "--tasks", "playground", "--categories", "bass"], "Unknown playground category"),
+        (["collect", "--out", "x", "--split", "tset"], "Unknown split 'tset'. Known: train"),
+        (["collect", "--out", "x", "--categories", "bass"], "Unknown playground category"),
+        (["collect", "--out", "x", "--model", "./nowhere"], "There is no checkpoint at"),
+        (["collect", "--out", "x", "--model", "json:nothing"], "Cannot make the chat model 'json:nothing'"),
+        (["collect", "--out", "pyproject.toml", "--model", "test_cli:mute"], "Cannot write rollouts to pyproject.toml"),
+        (
+            ["evaluate", "--out", "pyproject.toml", "--model", "test_cli:mute"],
+            "Cannot write rollouts to pyproject.toml",
+        ),
+        (["train", "--out", "x", "--model", "./nowhere"], "There is no checkpoint at"),
+        (["train", "--out", "pyproject.toml/x"], "Cannot write to pyproject.toml/x"),
+        (["train", "--out", "x", "--warm-up", "nowhere"], "No rollouts at nowhere"),
+        (["memory", "./nowhere"], "is not on this disk"),
     ],
 )
-def test_a_user_error_is_one_sentence_and_exit_code_2(arguments: list[str], says: str) -> None:
+def test_a_user_error_is_one_sentence_and_exit_code_2(
+    arguments: list[str], says: str, envtune: Envtune, here: None
+) -> None:
+    before = set(sys.modules)
     done = envtune(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert says in done.err
+    assert not (set(sys.modules) - before) & {"torch", "transformers", "trl"}
+    assert not Path("x").exists()
+    with pytest.raises(EnvTuneError):  # the interpreter shows its traceback
+        envtune("--debug", *arguments)
+
+
+def test_json_is_all_there_is_on_stdout(envtune: Envtune, here: None, tmp_path: Path) -> None:
+    run, evaluation, rules = tmp_path / "runs" / "run", tmp_path / "runs" / "evaluation", tmp_path / "rules.yaml"
+    rules.write_text("rules:\n  - {name: my.rule, when: {tool: f}, problem: TODO say it.}\n")
+
+    def answer(*arguments: object, code: int = 0) -> Any:
+        done = envtune(*arguments, "--json")
+        assert done.code == code, done.err
+        (line,) = done.out.splitlines()
+        return json.loads(line)
+
+    some = ("--limit", 2, "--model", "test_cli:mute")
+    collected = answer("collect", *some, "--print", 1, "--out", run)
+    assert (collected["written"], collected["categories"]["base"]["solved"]) == (2, 0)
+    report = answer("evaluate", *some, "--out", evaluation)
+    assert (report["OVERALL"]["total"], report["compared"], report["folder"]) == (2, None, str(evaluation))
+    compared = answer("evaluate", *some, "--out", evaluation, "--compare", evaluation)["compared"]
+    assert (compared["tasks"], compared["difference"]) == (2, 0)
+    assert answer("evaluate", "--verify", evaluation)["holds"]
+    runs = answer("runs", tmp_path)
+    assert {found["folder"] for found in runs["runs"]} == {str(run), str(evaluation)}
+    assert runs["differences"]["stage"] == {str(run): '""', str(evaluation): '"evaluation"'}
+    assert answer("export", run, "--to", "sft", "--out", tmp_path / "sft.jsonl")["rows"] == 2
+    assert answer("hints", "report", run)["rollouts"] == 2
+    assert answer("hints", "mine", run)["failures"] == 0
+    assert answer("hints", "audit", run)["clean"]
+    checked = answer("hints", "check", rules, code=1)
+    assert (checked["rules"], checked["todos"][0]["line"]) == (["my.rule"], 2)
+
+
+def test_a_file_that_cannot_be_had_is_a_sentence_too(envtune: Envtune, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "/the/report.html")
+
+    monkeypatch.setattr("envtune_agents.view.write_report", refused)
+    done = envtune("view", "nowhere")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: /the/report.html: Permission denied.")
+
+
+def test_ctrl_c_says_what_is_kept(envtune: Envtune, here: None, tmp_path: Path) -> None:
+    done = envtune("collect", "--out", tmp_path / "run", "--model", "test_cli:impatient")
+    assert done.code == 130
+    assert f"stopped; every finished rollout is in {tmp_path / 'run'}" in done.err.replace("\n", " ")
+    done = envtune("collect", "--out", tmp_path / "other", "--tasks", "test_cli:impatient_tasks")
+    assert (done.code, done.err) == (130, "stopped; nothing was written\n")
+
+
+def test_every_command_has_help_with_an_example(envtune: Envtune) -> None:
+    commands = {str(command.name): command for command in app.registered_commands}
+    commands |= {f"hints {command.name}": command for command in hints_app.registered_commands}
+    assert len(commands) > 14
+    assert [name for name, command in commands.items() if f"Example: envtune {name} " not in examples(command)] == []
+    done = envtune("hints", "--help")
+    assert (done.code, done.err) == (0, "")
+    assert "Example: envtune hints report runs/demo" in done.out
+
+
+def examples(command: Any) -> str:
+    return " ".join(f"{command.callback.__doc__} ".split())
+
+
+def test_the_version_is_the_packages(envtune: Envtune) -> None:
+    assert envtune("--version") == (0, f"envtune-agents {envtune_agents.__version__}\n", "")
+
+
+PROGRAM = [sys.executable, "-m", "envtune_agents"]
+
+
+def test_a_terminal_that_wants_no_colour_gets_none() -> None:
+    said = [
+        subprocess.run([*PROGRAM, "memory", "./nowhere"], capture_output=True, env={**os.environ, **wish}).stderr
+        for wish in ({"FORCE_COLOR": "1"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, {})
+    ]
+    assert [b"\x1b[31m" in text for text in said] == [True, False, False]
+    assert b"\x1b" not in said[2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_a_full_disk_behind_stdout_is_a_sentence(argument: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*PROGRAM, argument], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Traceback" in envtune("--debug", *arguments).stderr
+    assert done.stderr == "error: Cannot write the results: No space left on device. Send stdout to another place.\n"
 
 
-def test_help_teaches() -> None:
-    assert "rollouts" in envtune("collect", "--help").stdout
-    assert "collect" in envtune("--help").stdout
+def test_a_reader_that_went_away_ends_the_command_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*PROGRAM, "--version"], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_modules_of_the_current_folder_are_found_and_shadow_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from envtune_agents.task_source import TaskSource\n"
+        "def own_tasks(): return TaskSource(lambda split, categories: [], None)\n"
+    )
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder hides a package')\n")
+    command = [sys.executable, "-P", "-c", "from envtune_agents.__main__ import main; main()"]
+    command += ["play", "x", "--tasks", "mine:own_tasks"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "Unknown task id 'x'" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_offers_the_commands(shell: str) -> None:
+    words = {"COMP_WORDS": "envtune hints re", "COMP_CWORD": "2", "_TYPER_COMPLETE_ARGS": "envtune hints re"}
+    environment = {**os.environ, **words, "_ENVTUNE_COMPLETE": f"complete_{shell}"}
+    program = "import sys; sys.argv = ['envtune']; from envtune_agents.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert {"report", "replay"} <= set(re.findall(r"\w+", done.stdout))
 
 
 def own_tasks() -> TaskSource:
     return TaskSource(lambda split, categories: [Task("t", "base", ("hi",))], lambda task: None)  # type: ignore[arg-type, return-value]
 
 
-def test_your_own_tasks_are_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def mute() -> ScriptedChatModel:
+    return ScriptedChatModel(script=[])
+
+
+def impatient() -> ScriptedChatModel:
+    def press(messages: Any) -> str:
+        raise KeyboardInterrupt
+
+    return ScriptedChatModel(script=press)
+
+
+def impatient_tasks() -> TaskSource:
+    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions of this file can be named as module:factory."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def test_your_own_tasks_are_a_function(here: None) -> None:
     assert find_task_source("test_cli:own_tasks").load("train", None) == [Task("t", "base", ("hi",))]
     with pytest.raises(TaskError, match="must return a TaskSource"):
         find_task_source("builtins:dict")

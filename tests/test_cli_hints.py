@@ -176,6 +176,11 @@ def test_write_leaves_a_file_to_review(tmp_path: Path, here: None) -> None:
     assert "written by pen, accepted by pen" in drafts.read_text()
     code, text = envtune("hints", "check", drafts)
     assert (code, "TODO review" in text) == (1, True)
+    written = answer("hints", "write", bare, "--model", "test_cli_hints:writer", "--out", tmp_path / "other.yaml")
+    assert written["fates"] == {"accepted": written["accepted"]}
+    refused = tmp_path / "refused.yaml"
+    code, text = envtune("hints", "write", bare, "--model", "test_cli_hints:clumsy", "--out", refused)
+    assert (code, "Nothing was accepted" in text, refused.exists()) == (0, True, False)
 
 
 @pytest.mark.parametrize(

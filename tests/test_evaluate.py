@@ -10,6 +10,7 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import StructuredTool, tool
+from light import Light, always_on, light_tasks
 
 from envtune_agents import Playground, evaluate, playground_tasks
 from envtune_agents.errors import ContextOverflowError, RecordError, TaskError
@@ -19,37 +20,6 @@ from envtune_agents.rollout import patient
 from envtune_agents.task_source import TaskSource, Verdict
 from envtune_agents.testing import ScriptedChatModel, calls_message, solution_model
 from envtune_agents.types import Environment, Rollout, Task, TurnEvidence, TurnScore
-
-
-def light_tasks(n: int = 4) -> list[Task]:
-    """Even ones want the light on, odd ones want it to stay off."""
-    return [Task(f"light_{i}", "on" if i % 2 == 0 else "off", (f"task {i}",), {"on": i % 2 == 0}) for i in range(n)]
-
-
-class Light:
-    """One turn; solved when the light is as the task wants it."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.on, self.turn = task, False, -1
-
-    def open_turn(self) -> str | None:
-        self.turn += 1
-        return self.task.turns[self.turn] if self.turn < len(self.task.turns) else None
-
-    def tools(self) -> list[StructuredTool]:
-        return [StructuredTool.from_function(self.switch)]
-
-    def close_turn(self) -> TurnEvidence:
-        return TurnEvidence(self.turn, state_checks={"on": self.on == self.task.data["on"]})
-
-    def switch(self, on: bool) -> str:
-        """Switch the light."""
-        self.on = on
-        return "ok"
-
-
-def always_on() -> ScriptedChatModel:
-    return ScriptedChatModel(script=[calls_message(("switch", {"on": True})), "Done."])
 
 
 class Said(ScriptedChatModel):

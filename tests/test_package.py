@@ -21,7 +21,7 @@ STATIONS = [
     "errors", "types", "tape", "deadline", "tool_schema", "weights", "qwen", "grammar", "engine", "chat_model",
     "hint_rules", "hints", "progress", "graph", "playground", "testing", "rollout", "curriculum", "summary", "export",
     "view", "task_source", "evaluate", "pytest_plugin", "ledger", "mining", "counterfactual", "hint_writer",
-    "call_text", "play", "doctor", "cli",
+    "call_text", "play", "doctor", "serve", "cli", "__main__",
 ]  # fmt: skip
 
 

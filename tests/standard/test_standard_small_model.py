@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
+from standard_flags import Flags
 
 from envtune_agents.chat_model import ChatTransformers
 from envtune_agents.testing import random_adapter
@@ -35,22 +36,10 @@ def adapter() -> str:
 
 
 @pytest.mark.model
-class TestSmallModel(Suite):  # type: ignore[misc]
+class TestSmallModel(Flags, Suite):  # type: ignore[misc]
     """SmolLM2-135M-Instruct, greedy."""
 
     chat_model_class = ChatTransformers
-    has_tool_calling = True
-    has_tool_choice = True
-    has_structured_output = True
-    supports_json_mode = True
-    supports_anthropic_inputs = True
-    returns_usage_metadata = True
-    supports_model_override = True
-    model_override_value = "tuned"
-    supported_usage_metadata_details = {  # noqa: RUF012
-        "invoke": ["cache_read_input"],
-        "stream": ["cache_read_input"],
-    }
 
     @property
     def chat_model_params(self) -> dict[str, Any]:

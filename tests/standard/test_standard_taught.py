@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
+from standard_flags import Flags
 
 from envtune_agents.chat_model import ChatTransformers
 from envtune_agents.qwen import format_call
@@ -91,21 +92,8 @@ def attend(subject: Any, method: Any) -> dict[Any, Any]:
     return lessons
 
 
-class Flags(Suite):  # type: ignore[misc]
-    """Every flag that a text model can have."""
-
-    has_tool_calling = True
-    has_tool_choice = True
-    has_structured_output = True
-    supports_json_mode = True
-    supports_anthropic_inputs = True
-    returns_usage_metadata = True
-    supports_model_override = True
-    model_override_value = "tuned"
-    supported_usage_metadata_details = {  # noqa: RUF012
-        "invoke": ["cache_read_input"],
-        "stream": ["cache_read_input"],
-    }
+class Cached(Flags, Suite):  # type: ignore[misc]
+    """A subject that has been asked the same before."""
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
         model = self.chat_model_class(**self.chat_model_params)
@@ -116,7 +104,7 @@ class Flags(Suite):  # type: ignore[misc]
         return total
 
 
-class TestTeacher(Flags):
+class TestTeacher(Cached):
     """Rules in the engine's place."""
 
     chat_model_class = TaughtModel
@@ -126,7 +114,7 @@ class TestTeacher(Flags):
         return {"model": str(base()), "answer": taught_reply, "temperature": 0, "adapters": {"tuned": adapter()}}
 
 
-class TestPupil(Flags):
+class TestPupil(Cached):
     """Real weights, real engine."""
 
     chat_model_class = ChatTransformers

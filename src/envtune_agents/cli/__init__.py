@@ -13,6 +13,7 @@ from envtune_agents.cli import (
     memory,
     play,
     runs,
+    serve,
     train,
     view,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "memory",
     "play",
     "runs",
+    "serve",
     "train",
     "view",
 ]

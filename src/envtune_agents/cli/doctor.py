@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from envtune_agents.cli.app import app, err, out
+from envtune_agents.cli.app import app, err, out, print_json
+from envtune_agents.cli.options import JsonOption
 from envtune_agents.errors import RequestError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def doctor_command(
     probe: Annotated[
         bool, typer.Option("--probe", help="Run a tiny check of each backend; imports torch where it is installed.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is installed, whether it fits together, and what to install for what you want.
 
@@ -46,7 +46,7 @@ def doctor_command(
     else:
         found = diagnose(model=model, context=context)
     if as_json:
-        print(json.dumps(found.to_plain()))
+        print_json(found.to_plain())
     else:
         _show(found)
     if not found.healthy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from envtune_agents.cli.app import app, err
+from envtune_agents.cli.app import app, err, print_json
 from envtune_agents.cli.app import out as console
+from envtune_agents.cli.options import JsonOption, task_source
 
 if TYPE_CHECKING:
     from envtune_agents.export import ToolsOf
@@ -60,6 +62,7 @@ def export_command(
     tasks: Annotated[
         str | None, typer.Option(help="Task source; adds the tools offered in the first turn as a column `tools`.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn rollouts into rows for SFT, group RL or preference training.
 
@@ -78,7 +81,11 @@ def export_command(
             tokenizer=_Tokenizer(tokenizer) if tokenizer else None,
             tools=_tools_of(tasks) if tasks else None,
         )
-    console.print(f"{done.rows} rows from {done.kept} of {done.read} rollouts: {done.path}", soft_wrap=True)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        text = f"{done.rows} rows from {done.kept} of {done.read} rollouts: {done.path}"
+        console.print(text, soft_wrap=True, markup=False)
     if done.broken:
         err.print(f"{done.broken} rollouts were left out because their token tape is broken")
 
@@ -103,9 +110,8 @@ def _tools_of(name: str) -> ToolsOf:
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
     from envtune_agents.errors import TaskError
-    from envtune_agents.task_source import find_task_source
 
-    source = find_task_source(name)
+    source = task_source(name)
     tasks = {task.task_id: task for task in source.load("all", None)}
 
     @cache

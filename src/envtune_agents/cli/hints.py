@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from envtune_agents.cli.app import app, err, out
+from envtune_agents.cli.app import app, err, out, print_json
+from envtune_agents.cli.options import JsonOption, split_names
 
 if TYPE_CHECKING:
     from envtune_agents.ledger import Audit, HintReport, TokenCounter
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 hints_app = typer.Typer(
     name="hints",
     help="What hints did in a run: report, audit, replay. Where rules come from: check, mine, write.",
+    epilog="Example: envtune hints report runs/demo",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(hints_app)
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of the run, or its rollouts.jsonl.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 TokenizerOption = Annotated[
     str | None,
     typer.Option(help="Whose tokens are counted: a folder, a GGUF file or smollm2; the run's own model by default."),
@@ -57,7 +57,7 @@ def report_command(
     if not report.rollouts:
         raise RecordError(f"{run} holds no rollouts. Collect some first: envtune collect --out {run}")
     if as_json:
-        print(json.dumps(report.to_plain()))
+        print_json(report.to_plain())
     else:
         _show_report(report)
 
@@ -78,14 +78,13 @@ def audit_command(
     """
     from dataclasses import asdict
 
-    from envtune_agents.cli.options import split_names
     from envtune_agents.ledger import audit_run
 
     audit = audit_run(
         run, _counter(run, tokenizer), own_hint_tools=split_names(own_hint_tools) or (), everything=everything
     )
     if as_json:
-        print(json.dumps({**asdict(audit), "clean": audit.clean}))
+        print_json({**asdict(audit), "clean": audit.clean})
     else:
         _show_audit(audit)
     if not audit.clean:
@@ -93,19 +92,28 @@ def audit_command(
 
 
 @hints_app.command(name="check")
-def check_command(rules: Annotated[Path, typer.Argument(help="The YAML file.")]) -> None:
+def check_command(
+    rules: Annotated[Path, typer.Argument(help="The YAML file.")],
+    as_json: JsonOption = False,
+) -> None:
     """Check a rule file: exit code 2 with file and line if it is wrong, 1 if a TODO is left, else a summary.
 
     Example: envtune hints check my_rules.yaml
     """
+    from envtune_agents.hint_rules import load_rules
     from envtune_agents.mining import open_todos, rule_summary
 
-    out.print(rule_summary(rules))
-    todos = open_todos(rules)
-    for line, text in todos:
-        out.print(f"{escape(str(rules))}, line {line}: {escape(text)}", soft_wrap=True)
+    table, todos = rule_summary(rules), open_todos(rules)
+    if as_json:
+        names = [rule.name for rule in load_rules(rules)]
+        print_json({"rules": names, "todos": [{"line": line, "text": text} for line, text in todos]})
+    else:
+        out.print(table)
+        for line, text in todos:
+            out.print(f"{escape(str(rules))}, line {line}: {escape(text)}", soft_wrap=True)
+        if todos:
+            out.print(f"{len(todos)} places are still to do; the rules load, but are not ready for an agent.")
     if todos:
-        out.print(f"{len(todos)} places are still to do; the rules load, but are not ready for an agent.")
         raise typer.Exit(1)
 
 
@@ -134,21 +142,20 @@ def mine_command(
     if out_file:
         write_new(out_file, draft)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "failures": mined.failures,
-                    "unanswered": mined.unanswered,
-                    "rules": [
-                        {"tool": c.tool, "kind": c.kind, "message": c.message, "count": c.count, "tasks": len(c.tasks)}
-                        for c in clusters
-                    ],
-                }
-            )
+        print_json(
+            {
+                "failures": mined.failures,
+                "unanswered": mined.unanswered,
+                "rules": [
+                    {"tool": c.tool, "kind": c.kind, "message": c.message, "count": c.count, "tasks": len(c.tasks)}
+                    for c in clusters
+                ],
+            }
         )
     elif not out_file:
-        print(draft, end="")
-    note = f"{mined.unanswered} of {mined.failures} failures were answered by no rule: {len(clusters)} drafts"
+        out.out(draft, end="", highlight=False)
+    drafts = "1 draft" if len(clusters) == 1 else f"{len(clusters)} drafts"
+    note = f"{mined.unanswered} of {mined.failures} failures were answered by no rule: {drafts}"
     err.print(note + (f" in {out_file}" if out_file else ""), soft_wrap=True)
     if mined.unasked and not unasked:
         note = f"{mined.unasked} failures at level 0, where no rule was asked, were left out; --all takes them in"

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from envtune_agents.cli.app import err, out
-from envtune_agents.cli.chat_models import ModelOption, find_chat_model
-from envtune_agents.cli.hints import JsonOption, RunArgument, SourceOption, hints_app, rollouts_of, source_of
-from envtune_agents.cli.options import Precision
+from envtune_agents.cli.app import err, on_interrupt, out, print_json
+from envtune_agents.cli.chat_models import ModelOption, find_chat_model, load
+from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of, source_of
+from envtune_agents.cli.options import (
+    JsonOption,
+    MaxTokensOption,
+    Precision,
+    PrecisionOption,
+    TemperatureOption,
+    task_source,
+)
 
 if TYPE_CHECKING:
     from envtune_agents.counterfactual import RuleGap
@@ -33,9 +40,9 @@ def replay_command(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many failures.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pairs of continuations of each failure.")] = 1,
-    precision: Annotated[Precision, typer.Option(help="Weights in memory.")] = Precision.auto,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one reply.")] = 1024,
+    precision: PrecisionOption = Precision.auto,
+    temperature: TemperatureOption = 0.7,
+    max_tokens: MaxTokensOption = 1024,
     seed: Annotated[int, typer.Option(help="Same seed, same continuations.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Failures at the same time.")] = 1,
     as_json: JsonOption = False,
@@ -44,19 +51,20 @@ def replay_command(
 
     Run again to go on. Example: envtune hints replay runs/demo --model smollm2 --limit 4
     """
-    from envtune_agents.counterfactual import dependence_gaps, preference_pairs, read_replays, replay_run
-    from envtune_agents.task_source import find_task_source
-
     rollouts = rollouts_of(run)
-    source = find_task_source(tasks or source_of(rollouts))
+    source = task_source(tasks or source_of(rollouts))
     folder = out_folder or (run if run.is_dir() else run.parent) / "replay"
-    settings = {"precision": precision.value, "temperature": temperature, "max_tokens": max_tokens}
+    chat_model = find_chat_model(model, precision=precision.value, temperature=temperature, max_tokens=max_tokens)
     options: Any = _settings_of(run)
+    on_interrupt(f"every finished replay is in {folder}, and the same command goes on where this one stopped")
+    load(chat_model)
+    from envtune_agents.counterfactual import dependence_gaps, preference_pairs, read_replays, replay_run
+
     made = asyncio.run(
         replay_run(
             rollouts,
             source,
-            find_chat_model(model, **settings),
+            chat_model,
             out=folder,
             level=level,
             samples=samples,
@@ -71,7 +79,7 @@ def replay_command(
     gaps, pairs = dependence_gaps(replays), list(preference_pairs(replays))
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     if as_json:
-        print(json.dumps({"replays": len(replays), "pairs": len(pairs), "rules": [asdict(gap) for gap in gaps]}))
+        print_json({"replays": len(replays), "pairs": len(pairs), "rules": [asdict(gap) for gap in gaps]})
     else:
         _show_gaps(gaps)
         out.print(

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from envtune_agents.cli.app import err, out
-from envtune_agents.cli.chat_models import MODEL_HELP, ModelOption, find_chat_model
+from envtune_agents.cli.app import err, out, print_json
+from envtune_agents.cli.chat_models import MODEL_HELP, ModelOption, find_chat_model, load
 from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of, source_of, write_new
-from envtune_agents.cli.options import Precision
+from envtune_agents.cli.options import (
+    JsonOption,
+    MaxTokensOption,
+    Precision,
+    PrecisionOption,
+    TemperatureOption,
+    task_source,
+)
 
 if TYPE_CHECKING:
     from envtune_agents.hint_writer import WrittenHint
@@ -30,35 +37,50 @@ def write_command(
     unasked: Annotated[
         bool, typer.Option("--all", help="Also failures of rollouts at level 0, where no rule was asked.")
     ] = False,
-    precision: Annotated[Precision, typer.Option(help="Weights in memory.")] = Precision.auto,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one reply.")] = 512,
+    precision: PrecisionOption = Precision.auto,
+    temperature: TemperatureOption = 0.7,
+    max_tokens: MaxTokensOption = 512,
+    as_json: JsonOption = False,
 ) -> None:
     """Have a chat model write hint rules for the failures that no rule answered, and another judge them.
 
     What is accepted is written to a file for you to review; nothing goes live.
     Example: envtune hints write runs/demo --model my_models:big --judge my_models:strict --out drafts.yaml
     """
-    from envtune_agents.hint_writer import Fate, write_hints, written_rules
-    from envtune_agents.rollout.episode import model_name
-    from envtune_agents.task_source import find_task_source
-
     rollouts = rollouts_of(run)
-    source = find_task_source(tasks or source_of(rollouts))
-    write_new(out_file, "")  # refused before minutes go into loading and writing
-    out_file.unlink()
+    source = task_source(tasks or source_of(rollouts))
     settings = {"precision": precision.value, "temperature": temperature, "max_tokens": max_tokens}
     writer = find_chat_model(model, **settings)
     judging = find_chat_model(judge, **settings) if judge else writer
+    write_new(out_file, "")  # refused before minutes go into loading and writing
+    out_file.unlink()
+    load(writer)
+    load(judging)
+    from envtune_agents.hint_writer import Fate, write_hints, written_rules
+    from envtune_agents.rollout.episode import model_name
+
     hints = asyncio.run(
         write_hints(rollouts, source, writer, judging, limit=limit, unasked=unasked, on_fate=_show_fate)
     )
     accepted = [hint for hint in hints if hint.fate is Fate.ACCEPTED]
-    write_new(out_file, written_rules(accepted, model_name(writer), model_name(judging)))
-    tally = Counter(hint.fate for hint in hints)
-    counts = ", ".join(f"{count} {fate.value}" for fate, count in tally.most_common()) or "nothing to write about"
+    if accepted:
+        write_new(out_file, written_rules(accepted, model_name(writer), model_name(judging)))
+    tally = Counter(hint.fate.value for hint in hints)
+    if as_json:
+        path = out_file if accepted else None
+        print_json({"failures": len(hints), "fates": tally, "accepted": len(accepted), "path": path})
+        return
+    counts = ", ".join(f"{count} {fate}" for fate, count in tally.most_common()) or "nothing to write about"
     out.print(f"{len(hints)} kinds of failure: {counts}", soft_wrap=True)
-    out.print(f"{len(accepted)} rules to review: {out_file}", soft_wrap=True)
+    if accepted:
+        rules = "1 rule" if len(accepted) == 1 else f"{len(accepted)} rules"
+        out.print(f"{rules} to review: {escape(str(out_file))}", soft_wrap=True)
+    elif hints:
+        out.print(
+            f"Nothing was accepted, so {escape(str(out_file))} was not written. Try a stronger --model, or write the "
+            "rules yourself: envtune hints mine drafts them.",
+            soft_wrap=True,
+        )
 
 
 def _show_fate(hint: WrittenHint) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from envtune_agents.cli.app import app, out
+from envtune_agents.cli.app import app, out, print_json
+from envtune_agents.cli.options import JsonOption
 
 
 @app.command(name="memory")
@@ -19,7 +19,7 @@ def memory_command(
         int | None, typer.Option(min=1, help="Tokens of one conversation; all the model admits by default.")
     ] = None,
     conversations: Annotated[int, typer.Option(min=1, help="Conversations kept at the same time.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, in bytes.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say how much memory a model needs at each precision, from its headers alone.
 
@@ -29,7 +29,7 @@ def memory_command(
 
     report = memory_report(model, context=context, conversations=conversations)
     if as_json:
-        print(json.dumps({**asdict(report), "needs": [{**asdict(need), "total": need.total} for need in report.needs]}))
+        print_json({**asdict(report), "needs": [{**asdict(need), "total": need.total} for need in report.needs]})
         return
     table = Table(
         title=f"{report.model}: {report.parameters:,} parameters, {report.conversations} x {report.context:,} tokens"

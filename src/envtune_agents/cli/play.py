@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from envtune_agents.cli.app import app, out
-from envtune_agents.cli.options import HintsOption, choose_tasks
+from envtune_agents.cli.app import app, out, print_json
+from envtune_agents.cli.options import HintsOption, choose_tasks, task_source
 
 
 @app.command(name="play")
@@ -25,22 +24,18 @@ def play_command(
 
     An empty line ends the turn, Ctrl-D the game. Example: envtune play playground_base_0_0 --hints 3
     """
-    from envtune_agents.play import play
-    from envtune_agents.task_source import find_task_source
-
     name = tasks or ("playground" if task_id.startswith("playground") else "bfcl")
-    source = find_task_source(name)
+    source = task_source(name)
     task = choose_tasks(source.load("all", None), [task_id], None)[0]
     environment = source.environment(task)
+    from envtune_agents.play import play
+
     if not as_json:
         out.print("[dim]A call a line, such as name(argument=1). An empty line ends the turn, Ctrl-D the game.[/dim]")
     for kind, value in play(environment, lambda: _read_line(quiet=as_json), hints=source.hint_engine(hints)):
         if as_json:
-            print(
-                json.dumps(
-                    {"event": kind, "value": asdict(value) if hasattr(value, "content") or kind == "score" else value}
-                )
-            )
+            plain = asdict(value) if hasattr(value, "content") or kind == "score" else value
+            print_json({"event": kind, "value": plain})
         else:
             _show_event(kind, value, environment)
 
