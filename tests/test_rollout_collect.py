@@ -176,7 +176,8 @@ async def test_another_player_plays_and_may_end_the_collection(tmp_path: Path) -
 
 
 STOPPED = """
-import asyncio, sys, time
+import asyncio, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 sys.argv = ["envtune"]
 from pathlib import Path
 from envtune_agents.cli import app as cli

@@ -197,7 +197,8 @@ async def test_what_cannot_work_is_refused_before_anything_starts(
 
 
 INTERRUPTED = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from pathlib import Path
 import ray
 from envtune_agents.playground import Playground, playground_tasks
