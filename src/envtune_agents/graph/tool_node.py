@@ -21,13 +21,12 @@ from envtune_agents.deadline import acall_with_deadline, call_with_deadline
 from envtune_agents.graph.world import World
 from envtune_agents.hints import HintDial, HintEngine, OutcomeScribe, as_engine, hint_tool_calls, outcomes_in
 from envtune_agents.hints.answers import as_text
-from envtune_agents.hints.carried import History
+from envtune_agents.hints.carried import History, messages_in
 from envtune_agents.hints.tool_calls import (
     MAX_CONTENT_CHARS,
     distinct,
     error_text,
     failure_of,
-    messages_in,
 )
 from envtune_agents.hints.wrapped_tools import is_async
 from envtune_agents.tool_schema import same_objects

@@ -31,12 +31,23 @@ def _carried(messages: Iterable[AnyMessage]) -> Iterator[Mapping[str, Any]]:
             yield fields
 
 
-class History(Sequence[CallOutcome]):
-    """`outcomes_in(messages)`, each read when a rule first looks at it: nearly all calls need none of it."""
+def messages_in(state: Any) -> Sequence[AnyMessage]:
+    """The conversation in a graph's state, whether that is a dictionary, a list, or an object with `messages`."""
+    if isinstance(state, Mapping):
+        return state.get("messages") or ()
+    return state if isinstance(state, list) else getattr(state, "messages", ())
 
-    def __init__(self, messages: Sequence[AnyMessage]) -> None:
-        self._messages = messages
+
+class History(Sequence[CallOutcome]):
+    """`outcomes_in(messages_in(state))`, each read when a rule first looks at it: nearly all calls need none of it."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
         self._read: dict[int, CallOutcome] = {}
+
+    @cached_property
+    def _messages(self) -> Sequence[AnyMessage]:
+        return messages_in(self._state)
 
     @cached_property
     def _fields(self) -> list[Mapping[str, Any]]:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from envtune_agents.deadline import await_with_deadline, call_with_deadline
@@ -26,7 +26,7 @@ from envtune_agents.tool_schema import same_objects, tool_schemas
 from envtune_agents.types import CallOutcome, FailureKind, ToolCall, ToolFailure
 
 if TYPE_CHECKING:
-    from langchain_core.messages import AnyMessage, InvalidToolCall, ToolMessage
+    from langchain_core.messages import InvalidToolCall, ToolMessage
     from langchain_core.tools import BaseTool
     from langgraph.prebuilt.tool_node import ToolCallRequest
 
@@ -64,7 +64,7 @@ def hint_tool_calls(
             answer = call_with_deadline(partial(execute, request), call_timeout_s)
         except Exception as error:
             answer = scribe.caught(error, call, tools)
-        return scribe.written(answer, call, tools, _history(request), time.perf_counter() - started)
+        return scribe.written(answer, call, tools, History(request.state), time.perf_counter() - started)
 
     async def awrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Answer:
         call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
@@ -72,7 +72,7 @@ def hint_tool_calls(
             answer = await await_with_deadline(execute(request), call_timeout_s)
         except Exception as error:
             answer = scribe.caught(error, call, tools)
-        return scribe.written(answer, call, tools, _history(request), time.perf_counter() - started)
+        return scribe.written(answer, call, tools, History(request.state), time.perf_counter() - started)
 
     return ToolCallWrappers(wrap, awrap)
 
@@ -112,11 +112,9 @@ class OutcomeScribe:
         Anything but a tool message passes through, and so does a tool message that already carries an outcome: where
         two mounts of the engine meet, the one next to the tool speaks.
         """
-        from langchain_core.messages import ToolMessage
-
         if isinstance(answer, ToolFailure):
             return self.message(call, error_text(answer), tools, history, answer, duration_s)
-        if not isinstance(answer, ToolMessage) or OUTCOME_KEY in answer.additional_kwargs:
+        if not isinstance(answer, _message_type()) or OUTCOME_KEY in answer.additional_kwargs:
             return answer
         raw = text_of(answer)
         failure = None
@@ -153,7 +151,7 @@ class OutcomeScribe:
         elif outcome.content is not raw_content or not answer.content:
             changed["content"] = outcome.content
         changed["additional_kwargs"] = {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
-        return answer.model_copy(update=changed)
+        return _changed(answer, changed)
 
     def outcome(
         self,
@@ -218,9 +216,7 @@ def distinct(tools: Menu) -> Menu:
 
 
 def _tool_message(outcome: CallOutcome, *, failed: bool) -> ToolMessage:
-    from langchain_core.messages import ToolMessage
-
-    return ToolMessage(
+    return _message_type()(
         outcome.content,
         name=outcome.name,
         tool_call_id=outcome.call_id,
@@ -229,20 +225,25 @@ def _tool_message(outcome: CallOutcome, *, failed: bool) -> ToolMessage:
     )
 
 
+@cache
+def _message_type() -> type[ToolMessage]:
+    """`ToolMessage`, imported when the first call is answered: an import costs a little each time."""
+    from langchain_core.messages import ToolMessage
+
+    return ToolMessage
+
+
+def _changed(answer: ToolMessage, fields: Mapping[str, Any]) -> ToolMessage:
+    """`answer.model_copy(update=fields)` at half its cost: these are fields, so the model's settings do not matter."""
+    copied = answer.__copy__()
+    copied.__dict__.update(fields)
+    copied.model_fields_set.update(fields)
+    return copied
+
+
 def _call(tool_call: Mapping[str, Any]) -> ToolCall:
     return ToolCall(tool_call["name"], tool_call["args"], tool_call["id"] or "")
 
 
 def _visible(request: ToolCallRequest) -> Sequence[BaseTool]:
     return getattr(request.runtime, "tools", None) or ([request.tool] if request.tool else [])
-
-
-def _history(request: ToolCallRequest) -> History:
-    return History(messages_in(request.state))
-
-
-def messages_in(state: Any) -> Sequence[AnyMessage]:
-    """The conversation in a graph's state, whether that is a dictionary, a list, or an object with `messages`."""
-    if isinstance(state, Mapping):
-        return state.get("messages") or ()
-    return state if isinstance(state, list) else getattr(state, "messages", ())
