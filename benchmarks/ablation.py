@@ -5,7 +5,7 @@
     python benchmarks/ablation.py --out runs/ablation --report docs/ablation
 
 All runs train in lockstep in one process: the episodes of a step, of all arms and seeds, are generated as one batch in
-which every row has its own LoRA adapter; worker processes play the LangGraph episodes.
+which every row has its own LoRA adapter; worker processes play the episodes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tiny_width": 384, "tiny_layers": 6, "tiny_tasks": 4000, "tiny_steps": 1400, "tiny_lr": 1e-3, "tiny_batch": 64,
     },
     "cpu": {
-        "prompts": 4, "samples": 6, "rank": 8, "lr": 5e-4, "max_new": 48, "max_steps": 5, "context": 1024,
-        "slots": 0, "prefill_tokens": 8_192, "train_tokens": 8_192, "validation": 24, "test": 40,
-        "train_tasks": 400, "evaluate_every": 5, "warmup_tasks": 64, "warmup_epochs": 1, "warmup_lr": 4e-4,
-        "tiny_width": 128, "tiny_layers": 3, "tiny_tasks": 600, "tiny_steps": 400, "tiny_lr": 3e-3, "tiny_batch": 12,
+        "prompts": 4, "samples": 6, "rank": 8, "lr": 2e-3, "max_new": 32, "max_steps": 7, "context": 768,
+        "slots": 0, "prefill_tokens": 16_384, "train_tokens": 8_192, "validation": 24, "test": 80,
+        "train_tasks": 400, "evaluate_every": 6, "warmup_tasks": 64, "warmup_epochs": 1, "warmup_lr": 4e-4,
+        "tiny_width": 128, "tiny_layers": 3, "tiny_tasks": 3200, "tiny_steps": 1000, "tiny_lr": 4e-3, "tiny_batch": 32,
     },
 }  # fmt: skip
 
@@ -40,6 +40,11 @@ def main() -> None:
         from report import write_report
 
         write_report(options.out, options.report)
+    if options.publish:
+        from publish import publish
+
+        publish(options.out, options.publish)
+    if options.report or options.publish:
         return
     import torch
     from experiment import Experiment
@@ -151,6 +156,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting")
     parser.add_argument("--pack", type=Path, help="folder for what is to be kept, in small files")
     parser.add_argument("--report", type=Path, help="write tables and plots of --out to this folder and end")
+    parser.add_argument("--publish", type=Path, help="write the tiny subject and its adapters to this folder and end")
     return parser.parse_args()
 
 

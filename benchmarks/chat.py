@@ -2,7 +2,8 @@
 
     python benchmarks/chat.py            # the whole table; needs a quiet machine and about half an hour
     python benchmarks/chat.py --quick    # the same rows on shorter prompts, in a few minutes
-    python benchmarks/chat.py --only "steps; systems"
+    python benchmarks/chat.py --only "steps; systems"    # single rows: one or two minutes each
+    python benchmarks/chat.py --tiny     # tries the script itself, on a checkpoint of 100,000 random parameters
 
 The workload: a system prompt made of real BFCL tool schemas, then turns that each add a tool result of about 60 tokens
 and sample 32 greedily, the end token ignored; `N×S` is N conversations of S turns over one system prompt. Every peer
@@ -25,6 +26,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -56,10 +58,13 @@ class Size:
     """Turns of the one conversation that serial peers are measured on."""
     own_prefix: int = 512
     """Tokens of the system prompt where each conversation has its own."""
+    model: str = "smollm2"
+    """What is loaded."""
 
 
 FULL = Size(2000, 32, ((1, 8), (8, 3), (8, 8), (16, 8)), 8)
 QUICK = Size(600, 16, ((1, 3), (8, 2), (16, 2)), 3, 200)
+TINY = Size(60, 4, ((1, 2), (2, 2)), 2, 40)
 
 
 def schema_text() -> str:
@@ -167,7 +172,7 @@ async def converse(
     }
 
 
-def begin(peer: str, *, ends: bool = False) -> tuple[Ask, Any, Any]:
+def begin(peer: str, size: Size, *, ends: bool = False) -> tuple[Ask, Any, Any]:
     """A peer, ready and warm; its weights; and the engine, where it is ours. `ends`: heed the end token."""
     from envtune_agents.engine import Engine
     from envtune_agents.weights import load_weights
@@ -175,11 +180,11 @@ def begin(peer: str, *, ends: bool = False) -> tuple[Ask, Any, Any]:
     engine = None
     if peer in ENGINES:
         loaded = (lambda weights: weights) if ends else (lambda weights: replace(weights, end_token_ids=()))
-        engine = Engine(lambda: loaded(load_weights("smollm2", ENGINES[peer])))
+        engine = Engine(lambda: loaded(load_weights(size.model, ENGINES[peer])))
         weights = engine.weights
         ask = engine_peer(engine)
     else:
-        weights = load_weights("smollm2", "fp32")
+        weights = load_weights(size.model, "fp32")
         ask = (pipeline_peer if peer == "pipeline" else generate_peer)(weights.model, weights)
     asyncio.run(ask(WARM_UP, weights.encode("Warm up."), 4))
     return ask, weights, engine
@@ -188,7 +193,7 @@ def begin(peer: str, *, ends: bool = False) -> tuple[Ask, Any, Any]:
 def conversations(peer: str, size: Size) -> dict[str, Any]:
     """One peer's rows: each plan it can be measured on."""
     found: dict[str, Any] = {"once": {"wall": 0.0, "cpu": 0.0}}
-    ask, weights, engine = begin(peer)
+    ask, weights, engine = begin(peer, size)
     system = system_ids(weights, size.prefix)
     if peer == "generate, cache kept":
         wall, cpu = time.perf_counter(), time.process_time()
@@ -215,29 +220,36 @@ def seconds_of(found: dict[str, Any], size: Size, n: int, turns: int) -> tuple[f
 
 def steps(size: Size) -> dict[str, Any]:
     """A later turn's cost after a prefix and after one twice as long, in turns that take each other's place."""
-    ask, weights, _ = begin("engine")
+    ask, weights, _ = begin("engine", size)
     both = {length: system_ids(weights, length, f"{length} ") for length in (size.prefix, 2 * size.prefix)}
     runs = {length: asyncio.run(converse(ask, weights, lambda _, s=s: s, 1, 6, size.new)) for length, s in both.items()}
     return {str(length): run["later"] for length, run in runs.items()}
 
 
 def systems(size: Size, peer: str = "engine") -> dict[str, Any]:
-    """Tokens decoded a second by one conversation and by eight whose system prompts differ."""
-    ask, weights, _ = begin(peer)
-    new = 2 * size.new
+    """Tokens decoded a second by one conversation and by eight whose system prompts differ, guessing ahead and not.
+
+    Guesses help one conversation more than eight, which share them, so that the ratio is smaller with them.
+    """
+    ask, weights, engine = begin(peer, size)
+    guesses, new = engine.run(lambda _: engine._server._guesses), 2 * size.new
+    prompts = [system_ids(weights, size.own_prefix, f"Agent {i}. ") for i in range(8)]
 
     async def seconds(n: int, tokens: int) -> float:
-        prompts = [system_ids(weights, size.own_prefix, f"Agent {i} of {n}. ") for i in range(n)]
         started = time.perf_counter()
-        await asyncio.gather(*(ask(i, prompt, tokens) for i, prompt in enumerate(prompts)))
+        await asyncio.gather(*(ask(i, prompt, tokens) for i, prompt in enumerate(prompts[:n])))
         return time.perf_counter() - started
 
-    found = {}
-    for n in (1, 8):
-        asyncio.run(seconds(n, 1))
-        times = [asyncio.run(seconds(n, 1 + new)) - asyncio.run(seconds(n, 1)) for _ in range(3)]
-        found[str(n)] = n * new / statistics.median(times)
-    return found
+    times: dict[tuple[int, int], list[float]] = {}
+    for attempt, most, n in itertools.product(range(4), (0, guesses), (1, 8)):
+        engine.run(lambda _, most=most: setattr(engine._server, "_guesses", most))
+        took = -asyncio.run(seconds(n, 1)) + asyncio.run(seconds(n, 1 + new))
+        if attempt:  # the first one reads the prompts
+            times.setdefault((most, n), []).append(took)
+    speeds = {key: key[1] * new / statistics.median(values) for key, values in times.items()}
+    return {
+        name: {str(n): speeds[most, n] for n in (1, 8)} for name, most in (("guessing", guesses), ("not guessing", 0))
+    }
 
 
 def grammar(size: Size) -> dict[str, Any]:
@@ -245,7 +257,7 @@ def grammar(size: Size) -> dict[str, Any]:
     from envtune_agents.engine import GenerationRequest
     from envtune_agents.grammar import constraint_for
 
-    _, weights, engine = begin("engine", ends=True)
+    _, weights, engine = begin("engine", size, ends=True)
     tools = [{"type": "function", "function": json.loads(line)} for line in schema_text().splitlines()[:12]]
     for tool in tools:
         tool["function"]["parameters"]["type"] = "object"
@@ -265,7 +277,7 @@ def grammar(size: Size) -> dict[str, Any]:
 def first_token(size: Size) -> dict[str, Any]:
     """Seconds from nothing loaded to the first token."""
     started, cpu = time.perf_counter(), time.process_time()
-    begin("engine")
+    begin("engine", size)
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
 
 
@@ -319,11 +331,11 @@ def summary(found: dict[str, dict[str, Any]], size: Size) -> str:
             f"- {lengths}: a later turn takes {1e3 * long:.0f} ms, not {1e3 * short:.0f} ({long / short:.2f}x)."
         )
     for part in (part for part in ("systems", "systems, w16a32") if part in found):
-        one, eight = found[part].values()
-        lines.append(
-            f"- Eight conversations with different system prompts ({part}) decode {eight:.1f} tokens a second, one "
-            f"{one:.1f} ({eight / one:.1f}x)."
-        )
+        for guessing, (one, eight) in ((name, speeds.values()) for name, speeds in found[part].items()):
+            lines.append(
+                f"- Eight conversations with different system prompts ({part}, {guessing} ahead) decode {eight:.1f} "
+                f"tokens a second, one {one:.1f} ({eight / one:.1f}x)."
+            )
     if "grammar" in found:
         free, bound = found["grammar"].values()
         lines.append(f"- Under a grammar a token takes {bound:.1f} ms, free {free:.1f} ({bound / free:.2f}x).")
@@ -337,21 +349,34 @@ def main() -> None:
     """Measures each part in turn and prints what it has after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter prompts and fewer turns")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a random checkpoint, in this process: numbers mean nothing"
+    )
     parser.add_argument("--only", help=f"parts, separated by semicolons: {'; '.join(PARTS)}")
     parser.add_argument("--json", type=Path, help="also write what was measured to this file")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    size = QUICK if options.quick else FULL
+    size = TINY if options.tiny else QUICK if options.quick else FULL
     if options.part:
         print(json.dumps(PARTS[options.part](size)))
         return
+    parts = [part.strip() for part in options.only.split(";")] if options.only else [*PARTS]
+    if strange := [part for part in parts if part not in PARTS]:
+        parser.error(f"unknown part {strange[0]!r}; known: {'; '.join(PARTS)}")
     found: dict[str, dict[str, Any]] = {}
-    for part in options.only.split(";") if options.only else PARTS:
-        found[part.strip()] = isolated(part.strip(), options.quick)
-        print(f"{part} is measured", file=sys.stderr, flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=1))
-    print(table(found, size) + "\n\n" + summary(found, size))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.tiny:
+            from envtune_agents.testing import tiny_qwen
+
+            size = replace(size, model=str(tiny_qwen(folder)))
+        for part in parts:
+            found[part] = PARTS[part](size) if options.tiny else isolated(part, options.quick)
+            print(f"{part} is measured", file=sys.stderr, flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1))
+    if any(peer in found for peer in PEERS):
+        print(table(found, size) + "\n")
+    print(summary(found, size))
 
 
 if __name__ == "__main__":

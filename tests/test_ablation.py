@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from envtune_agents.testing import tiny_qwen
+from envtune_agents.hints import HintDial, HintEngine
+from envtune_agents.playground import PLAYGROUND_RULES, Playground, generated_tasks
+from envtune_agents.rollout import run_directly
+from envtune_agents.testing import ScriptedChatModel, tiny_qwen
 from envtune_agents.weights import Weights, load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
 from decoder import Ask, Decoder
+from episodes import Job, Played, _played
 from learn import Optimizer, TrainRow, backward, group_advantages, token_losses
 from packed import Adapters, Base
+from scripts import script_of
 
 END = (1,)
 
@@ -169,3 +175,27 @@ def test_a_run_whose_reward_has_a_signal_rises_and_one_without_does_not(base: Ba
         optimizer.step()
     assert share[0] > 0.75
     assert 0.35 < share[1] < 0.65
+
+
+def played(task: Any, script: str, level: int, seed: int = 0) -> Played:
+    job = Job(0, task, level, 1.0, 32, 7, script, seed=seed)
+    hints = HintEngine(PLAYGROUND_RULES, HintDial(level))
+    rollout = run_directly(ScriptedChatModel(script=script_of(job)), Playground(task), hints=hints)
+    return _played(job, asyncio.run(rollout))
+
+
+def test_the_expert_solves_every_task_and_the_clumsy_one_needs_hints() -> None:
+    tasks = generated_tasks(0, 24)
+    expert = [played(task, "expert", 0) for task in tasks]
+    assert all(item.solved and not item.failures and not item.hints for item in expert)
+    alone, helped = ([played(task, "clumsy", level) for task in tasks] for level in (0, 3))
+    assert sum(item.solved for item in helped) > sum(item.solved for item in alone)
+    assert not any(item.hints for item in alone)
+    assert 0 < sum(item.fixed for item in helped) <= sum(item.hints for item in helped)
+
+
+@pytest.mark.parametrize("other", [{"other_names": True}, {"domains": ("stock",)}])
+def test_the_clumsy_one_is_clumsy_with_held_out_tools_too(other: dict[str, Any]) -> None:
+    tasks = generated_tasks(0, 24, **other)
+    assert all(played(task, "expert", 0).solved for task in tasks)
+    assert sum(played(task, "clumsy", 0).solved for task in tasks) < 18

@@ -1,7 +1,7 @@
-"""Worker processes that play LangGraph episodes, and ask the one process with the model for every reply.
+"""Worker processes that play episodes, and ask the one process with the model for every reply.
 
-An episode is the library's own: `run_episode` with `ChatTransformers`, hints, scores and token tape. Only the engine is
-another: it sends prompt ids through a pipe and waits for sampled ids.
+An episode is the library's own: `run_directly` with `ChatTransformers`, hints, scores and token tape. Only the engine
+is another: it sends prompt ids through a pipe and waits for sampled ids.
 """
 
 from __future__ import annotations
@@ -295,13 +295,13 @@ async def _episode_of(job: Job, policy: Any, pipe: Connection) -> None:
 
     from envtune_agents.hints import HintDial, HintEngine
     from envtune_agents.playground import PLAYGROUND_RULES, Playground
-    from envtune_agents.rollout import run_episode
+    from envtune_agents.rollout import run_directly
 
     try:
         _episode.set(job.key)
         script = script_of(job) if job.script else None
         model = policy(model="subject", temperature=job.temperature, max_tokens=job.max_new, script=script)
-        rollout = await run_episode(
+        rollout = await run_directly(
             model,
             Playground(job.task),
             seed=job.seed,
@@ -325,6 +325,7 @@ def _played(job: Job, rollout: Any) -> Played:
 
     outcomes = list(outcomes_of(rollout))
     tape = tape_of(rollout)
+    steps = [step for turn in rollout.turns for step in turn.steps]
     failures = [outcome.failure for outcome in outcomes if outcome.failure]
     return Played(
         key=job.key,
@@ -340,7 +341,12 @@ def _played(job: Job, rollout: Any) -> Played:
         malformed=sum(failure.kind is FailureKind.MALFORMED_CALL for failure in failures),
         hints=sum(outcome.hint is not None for outcome in outcomes),
         hint_tokens=sum(len(outcome.hint.text) // 4 for outcome in outcomes if outcome.hint),
-        fixed=sum(next_call_worked(outcomes, i) is True for i, outcome in enumerate(outcomes) if outcome.hint),
+        fixed=sum(
+            next_call_worked(outcome, steps[index + 1 :]) is True
+            for index, step in enumerate(steps)
+            for outcome in step.outcomes
+            if outcome.hint
+        ),
         rows=[(list(b.prompt_ids), list(b.completion_ids), list(b.loss_mask), list(b.logprobs)) for b in tape.branches],
         drifted=tape.drifted,
     )

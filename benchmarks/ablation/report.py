@@ -41,6 +41,7 @@ def write_report(out: Path, target: Path) -> None:
         "settings": settings,
         "table": table,
         "four_stages_minus": pairs,
+        "dependence": _dependence(final),
         "curves": _curves(
             metrics, ("progress", "solved", "grad_norm", "kl", "hints", "hint_tokens", "malformed", "mixed")
         ),
@@ -126,6 +127,23 @@ def _against_first(runs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _dependence(final: dict[str, Any]) -> dict[str, Any]:
+    """For each arm: success on the held-out tasks with hints minus without, with its 95% interval, paired by task and
+    run."""
+    if not {"held_out/0", "held_out/3"} <= final.keys():
+        return {}
+    found = {}
+    helped = _by_arm(final["held_out/3"])
+    for arm, alone in _by_arm(final["held_out/0"]).items():
+        gaps = [
+            {task: values[0] - without["each"][task][0] for task, values in with_hints["each"].items()}
+            for with_hints, without in zip(helped[arm], alone, strict=True)
+        ]
+        low, high = _interval(gaps, None)
+        found[arm] = {"gap": mean(mean(gap.values()) for gap in gaps), "low": low, "high": high}
+    return found
+
+
 def _curves(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """For each measure and arm: steps, mean over seeds, smallest and largest."""
     found: dict[str, Any] = {}
@@ -185,6 +203,13 @@ def _markdown(summary: dict[str, Any]) -> str:
             lines.append(
                 f"- four stages minus {TITLES[arm]}: {100 * gap['gap']:+.1f} points "
                 f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+            )
+        lines.append("")
+    if summary["dependence"]:
+        lines += ["**dependence gap** (held-out tasks, solved with hints minus without)", ""]
+        for arm, gap in summary["dependence"].items():
+            lines.append(
+                f"- {TITLES[arm]}: {100 * gap['gap']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
             )
         lines.append("")
     lines += [

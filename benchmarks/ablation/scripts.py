@@ -14,12 +14,22 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from envtune_agents.playground.renaming import OTHER_NAMES
+
 PREPARATION = frozenset(
     {
         *("open_folder", "make_folder", "sign_in", "find_contact", "list_messages"),
         *("search_trip", "add_card", "unlock_room", "list_items"),
     }
 )
+ID_OF = {
+    "find_contact": "contact_id",
+    "list_messages": "message_id",
+    "search_trip": "trip_id",
+    "list_items": "item_id",
+}
+"""The argument whose value a tool tells: who leaves the tool out guesses it."""
+
 FORGETS, FOLLOWS_HINT, RECOVERS, TRIES_ANYWAY = 0.6, 0.85, 0.15, 0.4
 """Chances of the clumsy player: leaving out one preparing call; doing what a hint says; recovering without one; calling
 a wrong tool when nothing can be done yet."""
@@ -58,22 +68,29 @@ class _Player:
     def _make_plan(self, calls: list[tuple[str, dict[str, Any]]]) -> None:
         self.forgotten = []
         if not calls and self.clumsy and self.random.random() < TRIES_ANYWAY:
-            self.plan = [self.random.choice([("list_files", {}), ("list_messages", {}), ("list_bookings", {})])]
+            tool = self.random.choice(["list_files", "list_messages", "list_bookings"])
+            self.plan = [(self.task.data["names"].get(tool, tool), {})]
             return
         last = calls[-1] if calls else None
         self.plan = []
         for call in calls:
-            forgets = self.clumsy and call is not last and call[0] in PREPARATION and self.random.random() < FORGETS
+            prepares = call is not last and self._own(call[0]) in PREPARATION
+            forgets = self.clumsy and prepares and self.random.random() < FORGETS
             (self.forgotten if forgets else self.plan).append(call)
 
     def _shown(self, name: str, args: dict[str, Any]) -> dict[str, Any]:
         """The arguments as the player writes them: an id it did not look up is guessed from what the user said."""
-        lookup = {"contact_id": "find_contact", "message_id": "list_messages", "trip_id": "search_trip"}
-        forgotten = {call for call, _ in self.forgotten}
         if not self.clumsy:
             return args
         said = self.task.turns[self.turn].rstrip(".").split()
-        return {key: said[-1] if lookup.get(key) in forgotten else value for key, value in args.items()}
+        guessed = {ID_OF[tool] for tool in (self._own(call) for call, _ in self.forgotten) if tool in ID_OF}
+        keys = OTHER_NAMES[self._own(name)].args if self.task.data["names"] else {}
+        guessed |= {keys.get(key, key) for key in guessed}
+        return {key: said[-1] if key in guessed else value for key, value in args.items()}
+
+    def _own(self, name: str) -> str:
+        """The tool's own name, where the task gives it another."""
+        return next((own for own, shown in self.task.data["names"].items() if shown == name), name)
 
     def _take(self, content: str) -> bool:
         """Reads a tool's answer; False when the player gives up."""
