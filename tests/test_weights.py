@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,19 @@ def test_auto_precision_is_one_of_the_dense_ones_on_a_cpu(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["8bit", "4bit"])
-def test_quantised_precisions_run(tiny: Path, precision: str) -> None:
+def test_quantised_precisions_run_in_silence(
+    tiny: Path, precision: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     weights = load_weights(tiny, precision)
     assert weights.precision == precision
+    caplog.clear()
+    recwarn.clear()
     assert weights.model(input_ids=torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    assert not caplog.records
+    assert not recwarn.list
+    logging.getLogger("bitsandbytes.autograd._functions").warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]
 
 
 def test_quantised_precisions_name_the_extra_when_it_is_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,7 @@ from weakref import WeakKeyDictionary
 
 from envtune_agents.engine import Engine
 from envtune_agents.errors import WeightsError, require, unknown
-
-ADAPTER_INSTALL = "pip install 'envtune-agents[adapters]'"
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+from envtune_agents.weights.merged import ADAPTER_FILES, ADAPTER_INSTALL
 
 _loaded: WeakKeyDictionary[Engine, set[str]] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -41,7 +39,7 @@ def adapter_key(path: str) -> str:
     Raises `WeightsError` when `path` holds no adapter in safetensors.
     """
     folder = Path(path).expanduser()
-    files = [folder / _CONFIG, folder / _TENSORS]
+    files = [folder / file for file in ADAPTER_FILES]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise WeightsError(

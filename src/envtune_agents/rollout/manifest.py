@@ -235,11 +235,7 @@ def checkpoint_files(model: Any) -> list[Path]:
     """The files that make a local checkpoint what it is: weights, configuration, tokenizer."""
     from envtune_agents.weights.source import find_weights
 
-    source = find_weights(model.model, revision=model.revision)
-    if source.gguf_file:
-        return [source.folder / source.gguf_file]
-    endings = (".safetensors", ".json", ".jinja", ".txt", ".model")
-    return sorted(path for path in source.folder.iterdir() if path.is_file() and path.name.endswith(endings))
+    return find_weights(model.model, revision=model.revision).files
 
 
 _file_hashes: dict[tuple[str, int, int], str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from envtune_agents.errors import WeightsError, require
 from envtune_agents.testing.tiny import INSTALL
@@ -32,7 +33,13 @@ def random_adapter(folder: str | Path, model: str | Path, *, seed: int = 0, scal
         for part, sizes in {"A": (RANK, shape.hidden), "B": (shape.heads * shape.head_size, RANK)}.items():
             tensors[f"{name}.lora_{part}.weight"] = scale * torch.randn(*sizes, generator=generator)
     saving.save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "inference_mode": True}
-    config["target_modules"] = ["q_proj"]
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "inference_mode": True,
+    }
+    config |= {"target_modules": ["q_proj"], "base_model_name_or_path": str(model)}
     (path / "adapter_config.json").write_text(json.dumps(config, indent=1))
     return path

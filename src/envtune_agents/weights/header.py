@@ -55,14 +55,9 @@ class Tensor:
 
 
 def checkpoint_files(model: str) -> list[Path]:
-    """The files of a checkpoint on this disk, sorted; [] when it is not here."""
+    """The files of a checkpoint on this disk; [] when it is not here."""
     source = find_local(model)
-    if source is None:
-        return []
-    if source.gguf_file:
-        return [source.folder / source.gguf_file]
-    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    return sorted(file for file in source.folder.iterdir() if file.suffix in kinds)
+    return source.files if source else []
 
 
 def context_length(model: str) -> int | None:

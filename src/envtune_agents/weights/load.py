@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 
 from envtune_agents.errors import EnvTuneError, WeightsError, require, unknown
 from envtune_agents.weights.memory import memory_report
+from envtune_agents.weights.merged import merge
+from envtune_agents.weights.quantized import quantized_config
 from envtune_agents.weights.source import LOCAL_INSTALL, WeightsSource, find_tokenizer, find_weights
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "w16a32", "8bit", "4bit"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 UNLIMITED_CONTEXT = 1_000_000
 """Context of weights that hold no model, in tokens."""
-QUANT_INSTALL = "pip install 'envtune-agents[quant]'"
 _MOST_UNPACKED = 24
 """How many times larger a GGUF file can be once it is unpacked: the smallest of its types, 1.6 bits a number, to 32."""
 
@@ -69,7 +70,8 @@ def load_weights(
 ) -> Weights:
     """The checkpoint at `model`, ready to run.
 
-    `model`: a folder with safetensors, a GGUF file, a hub id, or "smollm2" (the demo model). `precision`: "auto" takes
+    `model`: a folder with safetensors, a LoRA adapter's folder (it is merged into its base model), a GGUF file, a hub
+    id, or "smollm2" (the demo model). `precision`: "auto" takes
     the checkpoint's own type on a GPU, bf16 on a CPU with bf16 arithmetic, else fp32; "w16a32" keeps weights in fp16
     and computes in fp32, on a CPU and for inference only; "8bit" and "4bit" (nf4 with double quantisation, computed in
     the type "auto" would take) go through bitsandbytes. `device_map` as in
@@ -228,7 +230,7 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
         _refuse_unpackable(on_gpu, device_map)
     options: dict[str, Any] = {"dtype": _dtype(torch, precision, on_gpu)}
     if precision in ("8bit", "4bit"):
-        options["quantization_config"] = _quantized(source, precision, options["dtype"])
+        options["quantization_config"] = quantized_config(source, precision, options["dtype"])
     elif source.gguf_file:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     place = device_map or ("cuda" if on_gpu else None)
@@ -238,6 +240,8 @@ def _load_model(source: WeightsSource, config: Any, precision: str, device_map: 
         source.folder, config=config, use_safetensors=True, output_loading_info=True, **options, **_where(source)
     )
     _refuse_missing(source, report)
+    if source.adapter:
+        model = merge(model, source.adapter)
     if precision == "w16a32":
         from envtune_agents.weights.half import pack
 
@@ -319,24 +323,6 @@ def fast_bf16_cpu() -> bool:
     if known:
         return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def _quantized(source: WeightsSource, precision: str, compute: Any) -> Any:
-    if source.gguf_file:
-        raise WeightsError(
-            f"'{source.gguf_file}' is quantised already; precision '{precision}' needs a safetensors folder. "
-            "Use 'auto', 'fp32', 'bf16' or 'fp16' with a GGUF file."
-        )
-    transformers = require("transformers", feature="Loading weights", install=LOCAL_INSTALL)
-    require("bitsandbytes", feature=f"Precision '{precision}'", install=QUANT_INSTALL)
-    if precision == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
 
 
 def _refuse_missing(source: WeightsSource, report: dict[str, Any]) -> None:

