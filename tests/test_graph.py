@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -241,10 +242,38 @@ def test_without_an_environment_it_is_the_graph_people_deploy() -> None:
     graph = build_agent_graph(model, tools=[divide])
     state = graph.invoke({"messages": [HumanMessage("1 / 0?")]})
     assert state["messages"][-1].content == "Division by zero."
+    assert {"messages", "step"} <= set(graph.channels)
+    assert not {"turn", "scores", "evidence", "world", "stop_reason"} & set(graph.channels)  # each costs every step
     with pytest.raises(TaskError):
         build_agent_graph(model)
     with pytest.raises(TaskError):
         build_agent_graph(model, Playground(TASK), tools=[divide])
+
+
+class Tagged(ScriptedChatModel):
+    """A model whose tools come with a config of their own."""
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return super().bind_tools(tools, **kwargs).with_config(tags=["with tools"])
+
+
+class Listener(BaseCallbackHandler):
+    """Notes what a model call is started with."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[list[str], list[str]]] = []
+
+    def on_chat_model_start(self, serialized: Any, messages: Any, *, tags: Any = None, **kwargs: Any) -> None:
+        shown = [one["function"]["name"] for one in kwargs["invocation_params"]["tools"]]
+        self.heard.append((sorted(set(tags or []) & {"mine", "with tools"}), shown))
+
+
+@pytest.mark.parametrize("kind", [ScriptedChatModel, Tagged])
+def test_the_model_is_called_with_its_tools_and_every_config(kind: type[ScriptedChatModel]) -> None:
+    listener = Listener()
+    graph = build_agent_graph(kind(script=["Done."]), tools=[divide])
+    graph.invoke({"messages": [HumanMessage("Go.")]}, {"callbacks": [listener], "tags": ["mine"]})
+    assert listener.heard == [(["mine", "with tools"] if kind is Tagged else ["mine"], ["divide"])]
 
 
 def test_time_travel_goes_back_in_the_world_too() -> None:

@@ -331,6 +331,25 @@ def test_a_rule_is_asked_about_its_kinds_of_failure_only() -> None:
         HintEngine((rule,))
 
 
+def test_a_rule_with_words_is_asked_where_one_of_them_is_said() -> None:
+    asked: list[str] = []
+    rule = Rule(lambda scene: asked.append(scene.failure.message))
+    rule.words = ("closed", "shut")  # type: ignore[attr-defined]
+    engine = HintEngine((rule,))
+    said = ["It is CLOSED.", "open", "shut", f"{'.' * 2_000} closed"]
+    for message in said:
+        engine.outcome(ToolCall("cd"), "", tools=TOOLS, failure=ToolFailure(FailureKind.TOOL_ERROR, message))
+    assert asked == ["It is CLOSED.", "shut"]
+
+
+@pytest.mark.parametrize("words", ["closed", ("Closed",), ("",), (1,), 1])
+def test_words_are_texts_in_lower_case(words: Any) -> None:
+    rule = Rule(lambda scene: None)
+    rule.words = words  # type: ignore[attr-defined]
+    with pytest.raises(HintRuleError, match="Expected texts in lower case"):
+        HintEngine((rule,))
+
+
 def test_rules_need_names_of_their_own() -> None:
     with pytest.raises(HintRuleError, match=r"schema\.malformed_call"):
         HintEngine(rules=(*DEFAULT_RULES, DEFAULT_RULES[0]))

@@ -8,15 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt.tool_node import ToolCallRequest
 
 from envtune_agents import HintEngine, build_agent_graph, with_hints
 from envtune_agents.errors import HintRuleError
 from envtune_agents.graph import HintedToolNode
 from envtune_agents.hints import hint_tool_calls, outcomes_in
+from envtune_agents.hints.answers import changed
 from envtune_agents.hints.carried import History
 from envtune_agents.playground import Playground, playground_tasks
 from envtune_agents.testing import ScriptedChatModel, calls_message
@@ -232,3 +234,45 @@ def test_rules_see_what_the_conversation_holds_latest_first(mount: Any) -> None:
     assert list(reversed(history)) == [again, first]
     assert history[-1] == again
     assert history[:1] == [first]
+    assert history.same_calls(ToolCall("odd", {"a": "x"}), 8) == [again, first]
+    assert history.same_calls(ToolCall("odd", {"a": "x"}), 1) == [again]
+    assert history.same_calls(ToolCall("odd", {"a": "y"}), 8) == []
+    assert history.same_calls(ToolCall("even", {"a": "x"}), 8) == []
+
+
+@pytest.mark.parametrize("answer", [ANSWERS["text"], FAILURES["object"], FAILURES["list"], FAILURES["text"]])
+def test_the_short_way_of_a_text_ends_where_the_long_one_does(answer: Any) -> None:
+    """With a detector every answer goes the long way, through a record of its own."""
+    short, long = (
+        answered(ToolNode([tool(answer)], **hint_tool_calls(3, detect=detect)._asdict()), {"a": "x"})
+        for detect in (None, lambda call, raw: None)
+    )
+    assert short[1] is not None
+    assert long[1] is not None
+    assert replace(short[1], duration_s=0.0) == replace(long[1], duration_s=0.0)
+    assert short[0].content == long[0].content
+    assert short[0].additional_kwargs["outcome"].keys() == long[0].additional_kwargs["outcome"].keys()
+
+
+def test_a_message_that_a_tool_keeps_is_not_written_to() -> None:
+    kept = ToolMessage("fine", tool_call_id="kept", additional_kwargs={"mine": 1})
+    runtime: Any = None
+    request = ToolCallRequest({"name": "odd", "args": {"a": "x"}, "id": "1"}, None, {"messages": []}, runtime)
+    wrap = hint_tool_calls(3).wrap_tool_call
+    for _ in range(2):
+        message = wrap(request, lambda _: kept)
+        assert message.additional_kwargs["mine"] == 1
+        assert outcomes_in([message])[0].call_id == "1"
+        assert kept.additional_kwargs == {"mine": 1}
+        assert kept.model_fields_set == {"content", "tool_call_id", "additional_kwargs"}
+
+
+def test_a_changed_message_is_the_copy_that_pydantic_makes() -> None:
+    message = AIMessage("a", response_metadata={"b": 1}, extra_field={"c": 2})
+    fields = {"response_metadata": {"b": 2}, "name": "n"}
+    got, wanted = changed(message, fields), message.model_copy(update=fields)
+    assert got == wanted
+    assert got.model_fields_set == wanted.model_fields_set
+    assert got.model_extra == wanted.model_extra == {"extra_field": {"c": 2}}
+    assert got.model_extra is not message.model_extra
+    assert (message.name, message.response_metadata) == (None, {"b": 1})

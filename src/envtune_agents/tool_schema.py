@@ -153,7 +153,7 @@ def _with_descriptions(parameters: dict[str, Any], docstring: str) -> dict[str, 
 
 def same_objects(left: Sequence[object], right: Sequence[object]) -> bool:
     """Whether two menus hold the very same tools in the same order (comparing tools by value is slow)."""
-    return len(left) == len(right) and all(map(is_, left, right))
+    return left is right or (len(left) == len(right) and all(map(is_, left, right)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +188,16 @@ def schema_faults(call: ToolCall, function: Schema) -> SchemaFaults:
     """The faults of `call` against one entry of `tool_schemas`."""
     parameters: Schema = function.get("parameters") or {}
     properties: Schema = parameters.get("properties") or {}
-    closed = _is_closed(parameters)
-    checked = {name: value for name, value in call.args.items() if name in properties}
+    unknown, wrong_type = [], []
+    for name, value in call.args.items():
+        if name not in properties:
+            unknown.append(name)
+        elif not _fits(value, properties[name], parameters):
+            wrong_type.append(WrongType(name, describe_type(properties[name], parameters), value))
     return SchemaFaults(
-        unknown=tuple(name for name in call.args if name not in properties) if closed else (),
+        unknown=tuple(unknown) if unknown and _is_closed(parameters) else (),
         missing=tuple(name for name in parameters.get("required") or () if name not in call.args),
-        wrong_type=tuple(
-            WrongType(name, describe_type(properties[name], parameters), value)
-            for name, value in checked.items()
-            if not _fits(value, properties[name], parameters)
-        ),
+        wrong_type=tuple(wrong_type),
     )
 
 
@@ -210,7 +210,7 @@ def _is_closed(parameters: Schema) -> bool:
 
 def describe_type(schema: Schema, root: Schema) -> str:
     """The type a schema asks for, in words: "integer", "array of strings", "string or null", "any value"."""
-    names = [_describe_one(option) for option in _options(schema, root)]
+    names = [_describe_one(option) for option in ((schema,) if _is_plain(schema) else _options(schema, root))]
     return " or ".join(dict.fromkeys(names)) or "any value"
 
 
@@ -223,12 +223,14 @@ def _describe_one(option: Schema) -> str:
 
 
 def _fits(value: Any, schema: Schema, root: Schema) -> bool:
-    if not _MANY_SIDED & schema.keys() and isinstance(schema.get("type"), str):
+    if _is_plain(schema):
         return _fits_one(value, schema)
     return any(_fits_one(value, option) for option in _options(schema, root))
 
 
-_MANY_SIDED = {"$ref", "anyOf", "oneOf"}
+def _is_plain(schema: Schema) -> bool:
+    """Whether a schema names one type and leads nowhere else."""
+    return type(schema.get("type")) is str and "$ref" not in schema and "anyOf" not in schema and "oneOf" not in schema
 
 
 def _fits_one(value: Any, option: Schema) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 
 from envtune_agents.graph.world import World
+from envtune_agents.hints.answers import changed
 from envtune_agents.tool_schema import same_objects
 
 
@@ -42,12 +43,14 @@ class ModelNode(Runnable[Any, Any]):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
         started = time.perf_counter()
-        reply = self._bound(input).invoke(self._prompt(input), config)
+        model, settings = _unbound(self._bound(input))
+        reply = model.invoke(self._prompt(input), config, **settings)
         return self._update(input, reply, time.perf_counter() - started)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> dict[str, Any]:
         started = time.perf_counter()
-        reply = await self._bound(input).ainvoke(self._prompt(input), config)
+        model, settings = _unbound(self._bound(input))
+        reply = await model.ainvoke(self._prompt(input), config, **settings)
         return self._update(input, reply, time.perf_counter() - started)
 
     def _prompt(self, state: dict[str, Any]) -> list[BaseMessage]:
@@ -71,5 +74,11 @@ class ModelNode(Runnable[Any, Any]):
 
     def _update(self, state: dict[str, Any], reply: AIMessage, duration_s: float) -> dict[str, Any]:
         noted = {**reply.response_metadata, "duration_s": duration_s}
-        reply = reply.model_copy(update={"response_metadata": noted})
-        return {"messages": [reply], "step": state.get("step", 0) + 1}
+        return {"messages": [changed(reply, {"response_metadata": noted})], "step": state.get("step", 0) + 1}
+
+
+def _unbound(model: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], Mapping[str, Any]]:
+    """A model and the settings bound to it: a binding without a config of its own still merges configs at each call."""
+    if isinstance(model, RunnableBinding) and not model.config and not model.config_factories:
+        return model.bound, model.kwargs
+    return model, {}

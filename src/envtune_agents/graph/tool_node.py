@@ -7,8 +7,7 @@ node hands it one call at a time and leaves everything else (injection, validati
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,27 +78,26 @@ class HintedToolNode(Runnable[Any, Any]):
         return [] if self._world else list(self._node.tools_by_name.values())
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
-        calls = self._calls(input, config)
-        answer: Any = None
+        calls, answer = self._calls(input), None
         while True:
             try:
-                pending = calls.send(answer)
+                call, state = calls.send(answer)
             except StopIteration as end:
                 return end.value
-            answer = pending.run()
+            answer = self._run(call, state, config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **_: Any) -> Any:
-        calls = self._calls(input, config)
-        answer: Any = None
+        calls, answer = self._calls(input), None
         while True:
             try:
-                pending = calls.send(answer)
+                call, state = calls.send(answer)
             except StopIteration as end:
                 return end.value
-            answer = await (pending.arun() if pending.arun else acall_with_deadline(pending.run, None))
+            answer = await self._arun(call, state, config)
 
-    def _calls(self, state: Any, config: RunnableConfig | None) -> Generator[_Pending, Any, Any]:
-        """Yields each call of the last reply when its turn comes, takes its answer, and returns the state update."""
+    def _calls(self, state: Any) -> Generator[tuple[dict[str, Any], Any], Any, Any]:
+        """Yields each call of the last reply when its turn comes, with the state as it is then; takes the call's
+        answer, and returns the state update."""
         before_reply = messages_in(state)
         reply = next(message for message in reversed(before_reply) if isinstance(message, AIMessage))
         messages: list[ToolMessage] = []
@@ -109,7 +107,7 @@ class HintedToolNode(Runnable[Any, Any]):
         for call in reply.tool_calls:
             before = self._world.snapshot() if self._world else None
             seen = {**state, "messages": [*before_reply, *messages]} if isinstance(state, dict) else state
-            answer = yield self._pending(dict(call), seen, config)
+            answer = yield dict(call), seen
             for part in answer if isinstance(answer, list) else [answer]:
                 if isinstance(part, dict):
                     messages.extend(part["messages"])
@@ -123,15 +121,19 @@ class HintedToolNode(Runnable[Any, Any]):
         update = {"messages": messages, **(self._world.update() if self._world else {})}
         return [update, *commands] if commands else update
 
-    def _pending(self, call: dict[str, Any], state: Any, config: RunnableConfig | None) -> _Pending:
+    def _run(self, call: dict[str, Any], state: Any, config: RunnableConfig | None) -> Any:
         if self._world and isinstance(self._world.live, RunsCalls):
-            parts = (self._world.live, call, state)
-            return _Pending(partial(self._run_in_world, *parts), partial(self._arun_in_world, *parts))
+            return self._run_in_world(self._world.live, call, state)
+        return self._current_node().invoke(_payload(call, state), config)
+
+    async def _arun(self, call: dict[str, Any], state: Any, config: RunnableConfig | None) -> Any:
+        if self._world and isinstance(self._world.live, RunsCalls):
+            return await self._arun_in_world(self._world.live, call, state)
         node = self._current_node()
-        payload = {"__type": "tool_call_with_context", "tool_call": {**call, "type": "tool_call"}, "state": state}
         tool = node.tools_by_name.get(call["name"])
-        arun = partial(node.ainvoke, payload, config) if tool is not None and is_async(tool) else None
-        return _Pending(partial(node.invoke, payload, config), arun)
+        if tool is not None and is_async(tool):
+            return await node.ainvoke(_payload(call, state), config)
+        return await acall_with_deadline(partial(node.invoke, _payload(call, state), config), None)
 
     def _run_in_world(self, world: RunsCalls, call: dict[str, Any], state: dict[str, Any]) -> ToolMessage:
         asked, started = _asked(call), time.perf_counter()
@@ -181,12 +183,9 @@ class HintedToolNode(Runnable[Any, Any]):
         return environment.detect_failure(call, raw_content) if isinstance(environment, DetectsFailures) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """One call whose turn has come: how to run it, and how to await it if its tool is a coroutine."""
-
-    run: Callable[[], Any]
-    arun: Callable[[], Awaitable[Any]] | None = None
+def _payload(call: dict[str, Any], state: Any) -> dict[str, Any]:
+    """One call with its state, in the form in which a `ToolNode` takes it."""
+    return {"__type": "tool_call_with_context", "tool_call": {**call, "type": "tool_call"}, "state": state}
 
 
 def _asked(call: dict[str, Any]) -> ToolCall:

@@ -26,6 +26,7 @@ class MissingFile:
     name: str = "access.missing_file"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
+    words: ClassVar[tuple[str, ...]] = NO_FILE.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         reading = reading_of(scene)
@@ -51,6 +52,7 @@ class NotAllowed:
     name: str = "access.not_allowed"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
+    words: ClassVar[tuple[str, ...]] = FORBIDDEN.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         reading = reading_of(scene)

@@ -37,6 +37,7 @@ class LogInFirst:
     name: str = "docs.log_in_first"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
+    words: ClassVar[tuple[str, ...]] = ASKS_LOGIN.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         said = reading_of(scene).said
@@ -175,6 +176,7 @@ class ValueFromTool:
     name: str = "docs.value_from_tool"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
+    words: ClassVar[tuple[str, ...]] = ABSENT.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         reading = reading_of(scene)
@@ -203,6 +205,7 @@ class AlreadyDone:
     name: str = "docs.already_done"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
+    words: ClassVar[tuple[str, ...]] = ALREADY.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         reading = reading_of(scene)
@@ -222,6 +225,7 @@ class OverLimit:
     name: str = "docs.over_limit"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = RAN_KINDS
+    words: ClassVar[tuple[str, ...]] = LIMIT.words
 
     def __call__(self, scene: Scene) -> Advice | None:
         reading = reading_of(scene)

@@ -90,14 +90,15 @@ def enumeration_in_error(message: str) -> tuple[str, ...]:
 
 
 def _enumeration(text: str) -> tuple[str, ...]:
-    keyed, low = _KEYED.findall(text), text.lower()
+    low = text.lower()
     for mark in _LIST_MARK.finditer(text) if any(word in low for word in _LIST_WORDS) else ():
         values = _listed(text[mark.end() :], loose=mark[0][-1] in ":]")
         if len(values) >= 2:
             return values
+    keyed = _KEYED.findall(text) if "'" in text or '"' in text or "`" in text else ()
     if len(keyed) >= 2:
         return tuple(dict.fromkeys(keyed))
-    slashed = _SLASHED.search(text)
+    slashed = _SLASHED.search(text) if "/" in text and "(" in text else None
     if slashed and not _FORMAT.search(slashed[1]):
         return tuple(slashed[1].split("/"))
     return ()
@@ -164,12 +165,12 @@ def range_in_error(said: str) -> ValueRange | None:
 
 def _range(text: str) -> ValueRange | None:
     text = text.lower()
-    span = _SPAN.search(text)
+    span = _SPAN.search(text) if "between" in text or "from" in text else None
     if span and float(span[1]) < float(span[2]):
         return ValueRange(f"between {span[1]} and {span[2]}", float(span[1]), float(span[2]))
-    if _POSITIVE.search(text):
+    if ("positive" in text or "greater" in text) and _POSITIVE.search(text):
         return ValueRange("greater than 0", low=0.0, open_low=True)
-    return ValueRange("0 or more", low=0.0) if _NOT_NEGATIVE.search(text) else None
+    return ValueRange("0 or more", low=0.0) if "negative" in text and _NOT_NEGATIVE.search(text) else None
 
 
 _known_range = lru_cache(maxsize=4096)(_range)

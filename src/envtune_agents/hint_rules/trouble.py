@@ -5,6 +5,7 @@ In: a `Scene`. Out: `Advice`, or None. They read the failure and the history alo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
@@ -12,7 +13,7 @@ from typing import ClassVar
 from envtune_agents.hint_rules.phrases import DOWN, TOO_FAST
 from envtune_agents.hint_rules.reading import reading_of
 from envtune_agents.hint_rules.words import quoted, split_name
-from envtune_agents.types import Advice, FailureKind, Scene
+from envtune_agents.types import Advice, CallOutcome, FailureKind, Scene, ToolCall
 
 _LOOKS_BACK = 8
 _AMOUNTS = frozenset({"limit", "count", "n", "max", "size", "pages", "rows", "results", "days", "depth", "top"})
@@ -45,6 +46,7 @@ class ServiceTrouble:
     name: str = "call.service_trouble"
     bounded: ClassVar[bool] = True
     kinds: ClassVar[frozenset[FailureKind]] = frozenset({FailureKind.TOOL_ERROR})
+    words: ClassVar[tuple[str, ...]] = (*TOO_FAST.words, *DOWN.words)
 
     def __call__(self, scene: Scene) -> Advice | None:
         if scene.failure.kind not in self.kinds:
@@ -74,13 +76,19 @@ class SameCallAgain:
 
     def __call__(self, scene: Scene) -> Advice | None:
         call = scene.call
-        if not any(
-            outcome.name == call.name and outcome.failure == scene.failure and outcome.args == call.args
-            for outcome in islice(reversed(scene.history), _LOOKS_BACK)
-        ):
+        if not any(outcome.failure == scene.failure for outcome in _same_calls(scene.history, call)):
             return None
         return Advice(
             problem=f"{quoted(call.name)} has failed before with the same arguments and the same answer.",
             constraint="It will fail each time, as long as neither its arguments nor the state change.",
             pointer="Change an argument, or first call a tool that shows or changes what this one depends on.",
         )
+
+
+def _same_calls(history: Sequence[CallOutcome], call: ToolCall) -> list[CallOutcome]:
+    """The latest outcomes of this very call; a history that reads its outcomes late finds them without reading all."""
+    find: Callable[[ToolCall, int], list[CallOutcome]] | None = getattr(history, "same_calls", None)
+    if find is not None:
+        return find(call, _LOOKS_BACK)
+    latest = islice(reversed(history), _LOOKS_BACK)
+    return [outcome for outcome in latest if outcome.name == call.name and outcome.args == call.args]

@@ -14,10 +14,15 @@ from typing import Any
 from envtune_agents.tool_schema import describe_type
 from envtune_agents.types import Scene
 
+as_json = json.JSONEncoder(ensure_ascii=False).encode
+"""What `json.dumps(value, ensure_ascii=False)` gives, without making an encoder for each call."""
 _SHOWN_CHARS = 120
+_READ_CHARS = 2_000
+"""Names are looked for in the beginning of an error, as phrases are; values in all of it."""
 _WORD = re.compile(r"\w+")
 _ALPHANUMERIC = re.compile(r"[a-z0-9]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_COMPARED = 8
 _NO_NOUNS = frozenset({"id", "ids", "name", "code", "the", "to", "from", "of"})
 
 
@@ -30,13 +35,19 @@ def argument_in(message: str, args: Mapping[str, Any]) -> str | None:
     repeated = [name for name, value in values.items() if len(value) > 1 and value in message]
     if repeated:
         return max(repeated, key=lambda name: len(values[name]))
-    said = set(_WORD.findall(message.lower()))
-    whole = [name for name in args if name.lower() in said]
-    if whole:
-        return whole[0]
+    message = message[:_READ_CHARS]
+    low = message.lower()
+    whole = [name for name in args if name.lower() in low]
+    if whole:  # only then is it worth while to take the words apart
+        said = set(_WORD.findall(low))
+        whole = [name for name in whole if name.lower() in said]
+        if whole:
+            return whole[0]
+    parts = {name: nouns for name in args if (nouns := _nouns(name)) and all(noun in low for noun in nouns)}
+    if not parts:
+        return None
     words = set(_ALPHANUMERIC.findall(split_name(message)))
-    parts = {name: nouns for name in args if (nouns := _nouns(name)) and nouns <= words}
-    return max(parts, key=lambda name: len(parts[name]), default=None)
+    return max((name for name in parts if parts[name] <= words), key=lambda name: len(parts[name]), default=None)
 
 
 def split_name(name: str) -> str:
@@ -52,18 +63,30 @@ _split_short = lru_cache(maxsize=4096)(_split)
 
 
 def _nouns(name: str) -> frozenset[str]:
+    return _nouns_short(name) if len(name) < _SHOWN_CHARS else _find_nouns(name)
+
+
+def _find_nouns(name: str) -> frozenset[str]:
     return frozenset(split_name(name).split()) - _NO_NOUNS
+
+
+_nouns_short = lru_cache(maxsize=4096)(_find_nouns)
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` of the `known` names most like `name`, best first; a prefix such as "Api." is ignored."""
     by_folded = {fold(candidate): candidate for candidate in known}
     wanted = fold(name[-_SHOWN_CHARS:].rsplit(".", 1)[-1])
-    pairs = _pairs(wanted)
-    alike = nlargest(8, by_folded, key=lambda key: len(pairs & _pairs(key)) / (len(pairs) + len(_pairs(key)) + 1))
+    alike = _alike(wanted, by_folded) if len(by_folded) > _COMPARED else by_folded
     near = get_close_matches(wanted, alike, n=n, cutoff=0.6)
     parts = [key for key in by_folded if len(wanted) > 2 and (wanted in key or key in wanted) and len(key) > 2]
     return [by_folded[key] for key in dict.fromkeys([*near, *parts])][:n]
+
+
+def _alike(wanted: str, keys: Iterable[str]) -> list[str]:
+    """The keys worth comparing in earnest."""
+    pairs = _pairs(wanted)
+    return nlargest(_COMPARED, keys, key=lambda key: len(pairs & _pairs(key)) / (len(pairs) + len(_pairs(key)) + 1))
 
 
 @lru_cache(maxsize=4096)
@@ -85,7 +108,7 @@ def quoted_names(names: Iterable[str]) -> str:
 def shown(value: Any) -> str:
     """A value the model gave, as JSON, shortened."""
     try:
-        return cut(json.dumps(value, ensure_ascii=False))
+        return cut(as_json(value))
     except (TypeError, ValueError, RecursionError):
         return cut(str(value))
 

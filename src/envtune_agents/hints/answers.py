@@ -1,18 +1,20 @@
-"""What tools answer, as text: values that are no text, and content blocks.
+"""What tools answer, as text: values that are no text, and content blocks; and messages with other fields.
 
-In: a tool's answer or its message. Out: the text of it. Nothing here changes an answer.
+In: a tool's answer or its message. Out: the text of it, or a copy. Nothing here changes what it is given.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from envtune_agents.types import Hint
 
 if TYPE_CHECKING:
-    from langchain_core.messages import ToolMessage
+    from langchain_core.messages import BaseMessage, ToolMessage
+
+Message = TypeVar("Message", bound="BaseMessage")
 
 
 def as_text(answer: Any) -> str:
@@ -48,3 +50,18 @@ def is_blocks(answer: Any) -> bool:
 def hint_block(hint: Hint) -> dict[str, str]:
     """A hint as a content block of its own, so that the images and other blocks beside it stay what they are."""
     return {"type": "text", "text": json.dumps({"hint": hint.text}, ensure_ascii=False)}
+
+
+def changed(message: Message, fields: Mapping[str, Any]) -> Message:
+    """`message.model_copy(update=fields)` at half its cost; `fields` are fields that its class declares."""
+    extra, private = message.__pydantic_extra__, message.__pydantic_private__
+    copied = type(message).__new__(type(message))
+    copied.__setstate__(
+        {
+            "__dict__": {**message.__dict__, **fields},
+            "__pydantic_extra__": extra if extra is None else {**extra},
+            "__pydantic_fields_set__": {*message.__pydantic_fields_set__, *fields},
+            "__pydantic_private__": private if private is None else {**private},
+        }
+    )
+    return copied

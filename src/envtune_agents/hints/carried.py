@@ -7,10 +7,10 @@ checkpointers know, so a conversation that was saved and loaded still tells what
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolFailure
+from envtune_agents.types import CallOutcome, FailureKind, Hint, ToolCall, ToolFailure
 
 if TYPE_CHECKING:
     from langchain_core.messages import AnyMessage
@@ -33,7 +33,7 @@ def _carried(messages: Iterable[AnyMessage]) -> Iterator[Mapping[str, Any]]:
 
 def messages_in(state: Any) -> Sequence[AnyMessage]:
     """The conversation in a graph's state, whether that is a dictionary, a list, or an object with `messages`."""
-    if isinstance(state, Mapping):
+    if type(state) is dict or isinstance(state, Mapping):
         return state.get("messages") or ()
     return state if isinstance(state, list) else getattr(state, "messages", ())
 
@@ -42,16 +42,15 @@ class History(Sequence[CallOutcome]):
     """`outcomes_in(messages_in(state))`, each read when a rule first looks at it: nearly all calls need none of it."""
 
     def __init__(self, state: Any) -> None:
-        self._state = state
+        self._messages = messages_in(state)
+        self._found: list[Mapping[str, Any]] | None = None
         self._read: dict[int, CallOutcome] = {}
 
-    @cached_property
-    def _messages(self) -> Sequence[AnyMessage]:
-        return messages_in(self._state)
-
-    @cached_property
+    @property
     def _fields(self) -> list[Mapping[str, Any]]:
-        return list(_carried(self._messages))
+        if self._found is None:
+            self._found = list(_carried(self._messages))
+        return self._found
 
     def __len__(self) -> int:
         return len(self._fields)
@@ -59,6 +58,13 @@ class History(Sequence[CallOutcome]):
     def __reversed__(self) -> Iterator[CallOutcome]:
         """The latest outcomes first, without a look at the rest."""
         return map(outcome_from, _carried(reversed(self._messages)))
+
+    def same_calls(self, call: ToolCall, n: int) -> list[CallOutcome]:
+        """Those of the last `n` outcomes that are of this very call, latest first; the others are not read."""
+        latest = islice(_carried(reversed(self._messages)), n)
+        return [
+            outcome_from(fields) for fields in latest if fields["name"] == call.name and fields["args"] == call.args
+        ]
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -82,6 +88,21 @@ def plain_outcome(outcome: CallOutcome) -> dict[str, Any]:
         "call_id": outcome.call_id,
         "duration_s": outcome.duration_s,
         "hint_error": outcome.hint_error,
+    }
+
+
+def plain_success(asked: Mapping[str, Any], content: str, duration_s: float) -> dict[str, Any]:
+    """`plain_outcome` of a call that did its job, straight from LangChain's tool call and what the tool answered."""
+    return {
+        "name": asked["name"],
+        "args": asked["args"],
+        "content": content,
+        "raw_content": content,
+        "failure": None,
+        "hint": None,
+        "call_id": asked["id"] or "",
+        "duration_s": duration_s,
+        "hint_error": None,
     }
 
 

@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from envtune_agents.deadline import call_with_deadline
 from envtune_agents.errors import HintRuleError
 from envtune_agents.hint_rules import DEFAULT_RULES, DeclaredRule
-from envtune_agents.hint_rules.words import cut
+from envtune_agents.hint_rules.reading import READ_CHARS
+from envtune_agents.hint_rules.words import as_json, cut
 from envtune_agents.hints.dial import HintDial
 from envtune_agents.hints.failures import FailureDetector, classify_failure
 from envtune_agents.types import Advice, CallOutcome, FailureKind, Hint, HintRule, Scene, Task, ToolCall, ToolFailure
@@ -49,9 +50,10 @@ class HintEngine:
         if doubled:
             raise HintRuleError(f"Every rule needs a name of its own; given twice: {', '.join(doubled)}.")
         self.rules = tuple(rules)
+        self._asked = tuple(_Asked.of(rule) for rule in self.rules)
         self.dial = dial or HintDial()
         self._rule_timeout_s = rule_timeout_s
-        self._concerned: dict[tuple[str, FailureKind], tuple[HintRule, ...]] = {}
+        self._concerned: dict[tuple[str, FailureKind], tuple[_Asked, ...]] = {}
 
     @classmethod
     def for_serving(
@@ -112,35 +114,51 @@ class HintEngine:
     def _hint(self, scene: Scene, errors: list[str]) -> Hint | None:
         dial, tool = self.dial, scene.call.name
         uncapped = dial.level_for("", tool) if not dial.rules else None
-        for rule in self._rules_for(tool, scene.failure.kind):
+        said = ""
+        for asked in self._asked_about(tool, scene.failure.kind):
+            if asked.words:
+                said = said or scene.failure.message[:READ_CHARS].lower()
+                if not any(map(said.__contains__, asked.words)):
+                    continue
+            rule = asked.rule
             level = dial.level_for(rule.name, tool) if uncapped is None else uncapped
-            text = self._text(rule, scene, level, errors) if level > 0 else ""
+            text = self._text(asked, scene, level, errors) if level > 0 else ""
             if text:
                 return Hint(rule.name, level, text)
         return None
 
-    def _rules_for(self, tool: str, kind: FailureKind) -> tuple[HintRule, ...]:
+    def _asked_about(self, tool: str, kind: FailureKind) -> tuple[_Asked, ...]:
         """The rules that can have something to say; most declared rules are about other tools."""
         found = self._concerned.get((tool, kind))
         if found is None:
             if len(self._concerned) > _MAX_KNOWN:
                 self._concerned.clear()  # models make up tool names without end
-            found = tuple(rule for rule in self.rules if _concerns(rule, tool, kind))
+            found = tuple(asked for asked in self._asked if _concerns(asked.rule, tool, kind))
             self._concerned[tool, kind] = found
         return found
 
-    def _text(self, rule: HintRule, scene: Scene, level: int, errors: list[str]) -> str:
+    def _text(self, asked: _Asked, scene: Scene, level: int, errors: list[str]) -> str:
         """What a rule says at a level; "" when it says nothing or fails, and then `errors` grows."""
+        rule = asked.rule
         try:
-            if getattr(rule, "bounded", False):
-                advice = rule(scene)
-            else:
-                advice = call_with_deadline(partial(rule, scene), self._rule_timeout_s)
+            advice = rule(scene) if asked.bounded else call_with_deadline(partial(rule, scene), self._rule_timeout_s)
             return advice_text(advice, level) if advice is not None else ""
         except Exception as error:  # a rule must never fail the user's tool
             log.warning("hint rule %r failed and was skipped", rule.name, exc_info=True)
             errors.append(f"rule {rule.name!r}: {_one_line(error)}")
             return ""
+
+
+class _Asked(NamedTuple):
+    """A rule with what the engine must know to ask it; reading that from the rule each time costs more than asking."""
+
+    rule: HintRule
+    bounded: bool
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rule: HintRule) -> _Asked:
+        return cls(rule, bool(getattr(rule, "bounded", False)), tuple(getattr(rule, "words", ())))
 
 
 def advice_text(advice: Advice, level: int) -> str:
@@ -206,7 +224,16 @@ def _name_of(rule: HintRule) -> str:
         raise HintRuleError(
             f"The rule {name!r} has kinds = {kinds!r}. Expected a set of FailureKind, such as {{FailureKind.TIMEOUT}}."
         )
+    words = getattr(rule, "words", ())
+    if not isinstance(words, Collection) or isinstance(words, str) or not all(map(_is_word, words)):
+        raise HintRuleError(
+            f"The rule {name!r} has words = {words!r}. Expected texts in lower case, such as ('denied',)."
+        )
     return name
+
+
+def _is_word(word: Any) -> bool:
+    return isinstance(word, str) and bool(word) and word == word.lower()
 
 
 def _concerns(rule: HintRule, tool: str, kind: FailureKind) -> bool:
@@ -226,7 +253,7 @@ def _is_object(text: str) -> bool:
 
 
 def _dumps(text: str) -> str:
-    dumped = json.dumps(text, ensure_ascii=False)
+    dumped = as_json(text)
     return dumped if dumped.isprintable() or _encodable(dumped) else json.dumps(text)
 
 

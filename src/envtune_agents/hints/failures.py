@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,8 +25,6 @@ _ERROR_PREFIXES = (
     "exception:",
     "traceback (most recent call last)",
 )
-_MAY_SAY_NO = re.compile(r"error|status|success", re.IGNORECASE)
-"""What an answer that spells an error must hold; long answers without it need not be parsed."""
 _PARSED_CHARS = 20_000
 
 
@@ -63,9 +60,17 @@ def error_message(raw_content: str) -> str | None:
     text = raw_content.strip()
     if text[:40].lower().startswith(_ERROR_PREFIXES):
         return text
-    if text[:1] not in ("{", "[") or not _MAY_SAY_NO.search(text):
-        return None
-    return _error_in(_literal(text))
+    return _error_in(_literal(text)) if text[:1] in ("{", "[") and _may_say_no(text) else None
+
+
+def _may_say_no(text: str) -> bool:
+    """Whether an object or a list holds a word of those that spell an error; others need not be parsed."""
+    return (
+        "rror" in text  # error, errors, isError, Error
+        or "status" in text
+        or "success" in text
+        or (text[0] == "[" and "error" in text.lower())
+    )
 
 
 def _literal(text: str) -> Any:

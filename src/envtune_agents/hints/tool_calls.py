@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from envtune_agents.deadline import await_with_deadline, call_with_deadline
 from envtune_agents.errors import HintRuleError
-from envtune_agents.hints.answers import hint_block, text_of, text_of_blocks
-from envtune_agents.hints.carried import OUTCOME_KEY, History, plain_outcome
+from envtune_agents.hints.answers import changed, hint_block, text_of, text_of_blocks
+from envtune_agents.hints.carried import OUTCOME_KEY, History, plain_outcome, plain_success
 from envtune_agents.hints.dial import HintDial
 from envtune_agents.hints.engine import HintEngine, as_engine
-from envtune_agents.hints.failures import FailureDetector, failure_kind
+from envtune_agents.hints.failures import FailureDetector, error_message, failure_kind
 from envtune_agents.tool_schema import same_objects, tool_schemas
 from envtune_agents.types import CallOutcome, FailureKind, ToolCall, ToolFailure
 
@@ -59,20 +59,23 @@ def hint_tool_calls(
     scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
 
     def wrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Answer]) -> Answer:
-        call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
+        started = time.perf_counter()
         try:
-            answer = call_with_deadline(partial(execute, request), call_timeout_s)
+            if call_timeout_s is None:
+                answer = execute(request)
+            else:
+                answer = call_with_deadline(partial(execute, request), call_timeout_s)
         except Exception as error:
-            answer = scribe.caught(error, call, tools)
-        return scribe.written(answer, call, tools, History(request.state), time.perf_counter() - started)
+            answer = scribe.caught(error, _call(request.tool_call), _visible(request))
+        return scribe.answered(answer, request, time.perf_counter() - started)
 
     async def awrap(request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Answer:
-        call, tools, started = _call(request.tool_call), _visible(request), time.perf_counter()
+        started = time.perf_counter()
         try:
             answer = await await_with_deadline(execute(request), call_timeout_s)
         except Exception as error:
-            answer = scribe.caught(error, call, tools)
-        return scribe.written(answer, call, tools, History(request.state), time.perf_counter() - started)
+            answer = scribe.caught(error, _call(request.tool_call), _visible(request))
+        return scribe.answered(answer, request, time.perf_counter() - started)
 
     return ToolCallWrappers(wrap, awrap)
 
@@ -98,6 +101,25 @@ class OutcomeScribe:
         if isinstance(error, GraphBubbleUp) or is_invalid_resume(error):
             raise error
         return failure_of(error, call, self.schemas(tools))
+
+    def answered(self, answer: Answer | ToolFailure, request: ToolCallRequest, duration_s: float) -> Answer:
+        """What `written` gives for the answer to a request of LangGraph's.
+
+        Most calls succeed, with text. These touch neither a schema nor the engine and make no record: code that has
+        not run for a while costs several times what it costs in a loop.
+        """
+        if type(answer) is _message_type() and answer.status != "error" and self._detect is None:
+            raw, kwargs = answer.content, answer.additional_kwargs
+            if type(raw) is str and len(raw) <= self._max_chars and OUTCOME_KEY not in kwargs:
+                said = error_message(raw)
+                if said is None:
+                    plain = plain_success(request.tool_call, raw, duration_s)
+                    return changed(answer, {"additional_kwargs": {**kwargs, OUTCOME_KEY: plain}})
+                call, tools = _call(request.tool_call), _visible(request)
+                failure = ToolFailure(failure_kind(call, self.schemas(tools)), said)
+                return self.message(call, raw, tools, History(request.state), failure, duration_s, answer)
+        call, tools = _call(request.tool_call), _visible(request)
+        return self.written(answer, call, tools, History(request.state), duration_s)
 
     def written(
         self,
@@ -144,14 +166,14 @@ class OutcomeScribe:
         outcome = self.outcome(call, raw_content, tools, history, failure, duration_s)
         if answer is None:
             return _tool_message(outcome, failed=failure is not None)
-        changed: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if isinstance(answer.content, list) and outcome.hint and outcome.raw_content is raw_content:
-            changed["content"] = [*answer.content, hint_block(outcome.hint)]
-            outcome = replace(outcome, content=text_of_blocks(changed["content"]))
+            fields["content"] = [*answer.content, hint_block(outcome.hint)]
+            outcome = replace(outcome, content=text_of_blocks(fields["content"]))
         elif outcome.content is not raw_content or not answer.content:
-            changed["content"] = outcome.content
-        changed["additional_kwargs"] = {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
-        return _changed(answer, changed)
+            fields["content"] = outcome.content
+        fields["additional_kwargs"] = {**answer.additional_kwargs, OUTCOME_KEY: plain_outcome(outcome)}
+        return changed(answer, fields)
 
     def outcome(
         self,
@@ -231,14 +253,6 @@ def _message_type() -> type[ToolMessage]:
     from langchain_core.messages import ToolMessage
 
     return ToolMessage
-
-
-def _changed(answer: ToolMessage, fields: Mapping[str, Any]) -> ToolMessage:
-    """`answer.model_copy(update=fields)` at half its cost: these are fields, so the model's settings do not matter."""
-    copied = answer.__copy__()
-    copied.__dict__.update(fields)
-    copied.model_fields_set.update(fields)
-    return copied
 
 
 def _call(tool_call: Mapping[str, Any]) -> ToolCall:

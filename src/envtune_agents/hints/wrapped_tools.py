@@ -24,6 +24,8 @@ from envtune_agents.hints.tool_calls import MAX_CONTENT_CHARS, Answer, OutcomeSc
 from envtune_agents.types import ToolCall, ToolFailure
 
 if TYPE_CHECKING:
+    from langchain_core.messages import ToolMessage
+    from langchain_core.messages.tool import ToolOutputMixin
     from langchain_core.tools import BaseTool
 
 
@@ -100,15 +102,13 @@ class HintMount:
         return ToolFailure(failure.kind, refusal) if refusal else failure
 
     def _written(self, answer: Answer | ToolFailure, call: ToolCall, in_a_message: bool, duration_s: float) -> Answer:
-        from langchain_core.messages import ToolMessage
-        from langchain_core.messages.tool import ToolOutputMixin
-
-        if isinstance(answer, ToolMessage) or (in_a_message and isinstance(answer, ToolFailure)):
+        message_type, of_messages = _answer_types()
+        if isinstance(answer, message_type) or (in_a_message and isinstance(answer, ToolFailure)):
             return self.scribe.written(answer, call, self.menu, (), duration_s)
         if isinstance(answer, ToolFailure):
             return self.scribe.outcome(call, error_text(answer), self.menu, (), answer, duration_s).content
         parts = answer if isinstance(answer, list) else [answer]
-        if parts and all(isinstance(part, ToolOutputMixin) for part in parts):
+        if parts and all(isinstance(part, of_messages) for part in parts):
             return answer
         return self._plain(answer, call, duration_s)
 
@@ -124,6 +124,15 @@ class HintMount:
             if isinstance(answer, dict):
                 return {**answer, "hint": outcome.hint.text}
         return outcome.content
+
+
+@cache
+def _answer_types() -> tuple[type[ToolMessage], type[ToolOutputMixin]]:
+    """A tool message, and all that LangGraph takes from a tool as it is; imported when the first call is answered."""
+    from langchain_core.messages import ToolMessage
+    from langchain_core.messages.tool import ToolOutputMixin
+
+    return ToolMessage, ToolOutputMixin
 
 
 def _mounted(mount: HintMount) -> BaseTool:

@@ -111,9 +111,10 @@ class HintRule(Protocol):
         def __call__(self, scene: Scene) -> Advice | None:
             return Advice("The door heard no 'please'.") if "manners" in scene.raw_content else None
 
-    Three more attributes are read where a rule has them. `training_only = True` keeps it out of production
+    Four more attributes are read where a rule has them. `training_only = True` keeps it out of production
     (`HintEngine.for_serving`). `bounded = True` says that it always answers within microseconds: the engine then asks
     it without a deadline. `kinds`, a set of `FailureKind`, says about which failures it is asked; without it, all.
+    `words`, texts in lower case, spares it failures whose first 2,000 characters in lower case hold none of them.
     """
 
     @property
