@@ -20,6 +20,7 @@ from langgraph.types import Command, Send, interrupt
 from pydantic import BaseModel
 
 from envtune_agents.chat_model import ChatTransformers, release_engines
+from envtune_agents.engine import GenerationRequest
 from envtune_agents.qwen import format_call
 from envtune_agents.testing import TaughtModel, random_adapter, tiny_qwen
 
@@ -129,6 +130,30 @@ def test_an_interrupted_graph_resumes_from_its_checkpoint_with_exact_tokens(mode
     assert messages[-1].response_metadata["continuous"]
     again = app.invoke({"messages": [HumanMessage("And again?")]}, config)
     assert again["__interrupt__"]
+
+
+async def test_the_engine_is_told_whose_conversation_asks(folder: Path) -> None:
+    """It gives callers and their conversations equal shares: chat model objects, and threads of LangGraph."""
+    asked: list[GenerationRequest] = []
+
+    class Noted(TaughtModel):
+        @property
+        def engine(self) -> Any:
+            engine = super().engine
+            generate = engine.generate
+            engine.generate = lambda request: asked.append(request) or generate(request)
+            return engine
+
+    one, other = (Noted(model=folder, answer=lambda _: "Yes.") for _ in range(2))
+    graph = StateGraph(MessagesState).add_node("ask", lambda state: {"messages": [one.invoke(state["messages"])]})
+    app = graph.add_edge(START, "ask").compile()
+    app.invoke(QUESTION, {"configurable": {"thread_id": "t1"}})
+    await app.ainvoke(QUESTION, {"configurable": {"thread_id": 2}})
+    await one.bind(temperature=0).ainvoke("Hello")
+    other.invoke("Hello")
+    assert [request.conversation for request in asked] == ["t1", "2", "", ""]
+    callers = [request.caller for request in asked]
+    assert callers[0] == callers[1] == callers[2] != callers[3]
 
 
 async def test_many_branches_of_a_graph_share_one_model(folder: Path) -> None:

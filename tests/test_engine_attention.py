@@ -85,6 +85,13 @@ def test_every_query_sees_its_text_and_nothing_else() -> None:
     assert torch.allclose(out, expected(query, keys, values), atol=1e-5)
 
 
+def test_a_longer_run_is_read_in_two_parts_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MOST_MASKED", 1)
+    query, keys, values = tensors()
+    out = attend_by_span(query, keys, values, 0.3, plan(attend_by_span))
+    assert torch.allclose(out, expected(query, keys, values), atol=1e-5)
+
+
 def test_flash_attention_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", varlen)
     query, keys, values = tensors()
@@ -106,6 +113,9 @@ def test_the_plain_kernel_equals_the_cpus(monkeypatch: pytest.MonkeyPatch) -> No
     query, keys, values = tensors()
     rows, stretch = query[None], (keys[None, :, 5:90].repeat(1, 3, 1, 1), values[None, :, 5:90].repeat(1, 3, 1, 1))
     fast, slow = attention._attend(rows, *stretch, 0.3), attention._attend_plainly(rows, *stretch, 0.3)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, slow, strict=True))
+    masked = (*stretch, 0.3, attention._mask(query, 5, 85, 2))
+    fast, slow = attention._attend(rows, *masked), attention._attend_plainly(rows, *masked)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, slow, strict=True))
     square = (rows, *(t[:, :, :10] for t in stretch))
     fast, slow = attention._attend(*square, 0.3, causal=True), attention._attend_plainly(*square, 0.3, causal=True)

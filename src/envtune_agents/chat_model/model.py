@@ -25,8 +25,9 @@ class ChatTransformers(TokenChatModel):
         reply.tool_calls, reply.response_metadata["token_trace"]["completion_token_ids"]
 
     Weights load at the first use and are shared by every instance in the process that names the same checkpoint,
-    precision, device map, context, revision and cache size (`release_engines` frees them). A call may bring settings of
-    its own: `temperature`, `max_tokens`, `top_p`, `top_k`, `seed`, `logprobs`, `stop`, `tools`, `tool_choice`,
+    precision, device map, context, revision and cache size (`release_engines` frees them). Instances get equal shares
+    of the engine, and so do the `thread_id`s of LangGraph within one. A call may bring settings of its own:
+    `temperature`, `max_tokens`, `top_p`, `top_k`, `seed`, `logprobs`, `stop`, `tools`, `tool_choice`,
     `parallel_tool_calls`, `strict`, `response_format`, and `model`, the name of an adapter; another keyword raises
     `TypeError`.
 

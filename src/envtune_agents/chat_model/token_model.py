@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseRunManager, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -133,7 +133,7 @@ class TokenChatModel(ChatConfiguration):
         **kwargs: Any,
     ) -> ChatResult:
         engine = self.engine
-        request, context = self._prepare(engine.weights, messages, stop, kwargs)
+        request, context = self._prepare(engine.weights, messages, stop, run_manager, kwargs)
         return _chat_result(to_message(engine.generate(request), context))
 
     async def _agenerate(
@@ -145,7 +145,7 @@ class TokenChatModel(ChatConfiguration):
     ) -> ChatResult:
         engine = self.engine
         weights = await engine.aweights()
-        request, context = await asyncio.to_thread(self._prepare, weights, messages, stop, kwargs)
+        request, context = await asyncio.to_thread(self._prepare, weights, messages, stop, run_manager, kwargs)
         return _chat_result(to_message(await engine.agenerate(request), context))
 
     def _stream(
@@ -156,7 +156,7 @@ class TokenChatModel(ChatConfiguration):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         engine = self.engine
-        request, context = self._prepare(engine.weights, messages, stop, kwargs)
+        request, context = self._prepare(engine.weights, messages, stop, run_manager, kwargs)
         reply = ReplyStream(context)
         for event in engine.stream(request):
             for message in reply.feed(event):
@@ -174,7 +174,7 @@ class TokenChatModel(ChatConfiguration):
     ) -> AsyncIterator[ChatGenerationChunk]:
         engine = self.engine
         weights = await engine.aweights()
-        request, context = await asyncio.to_thread(self._prepare, weights, messages, stop, kwargs)
+        request, context = await asyncio.to_thread(self._prepare, weights, messages, stop, run_manager, kwargs)
         reply = ReplyStream(context)
         events = engine.astream(request)
         try:
@@ -192,6 +192,7 @@ class TokenChatModel(ChatConfiguration):
         weights: Weights,
         messages: Sequence[BaseMessage],
         stop: list[str] | None,
+        run_manager: BaseRunManager | None,
         options: Mapping[str, Any],
     ) -> tuple[GenerationRequest, ReplyContext]:
         """What the engine is to do for one call, and what the reply must know of it. May wait for an adapter."""
@@ -221,6 +222,8 @@ class TokenChatModel(ChatConfiguration):
             stop=settings.stop,
             constraint=constraint,
             adapter=self.adapter_named(settings.model),
+            caller=f"{id(self):x}",
+            conversation=_thread_id(run_manager),
         )
         return request, ReplyContext(
             prompt=prompt,
@@ -243,3 +246,8 @@ class TokenChatModel(ChatConfiguration):
 
 def _chat_result(message: AIMessage) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def _thread_id(run_manager: BaseRunManager | None) -> str:
+    """The `thread_id` of the LangGraph run that asks; "" outside of one."""
+    return str(run_manager.metadata.get("thread_id", "")) if run_manager else ""

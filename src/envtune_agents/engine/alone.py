@@ -5,7 +5,6 @@ Imports torch: import this module inside functions of the engine thread only.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,6 +15,7 @@ from envtune_agents.engine.job import Job, check_adapter, token_budget, use_adap
 from envtune_agents.engine.kv_cache import PrefixCache, Slot
 from envtune_agents.engine.reply import Reply
 from envtune_agents.engine.sampling import choose
+from envtune_agents.engine.turns import Waiting
 from envtune_agents.weights import Weights
 
 CHUNK = 512
@@ -33,7 +33,7 @@ class _Row:
 
 
 class Alone:
-    """Serves jobs in the order they came: sliding windows, linear attention and whatever else `PackedModel` refuses."""
+    """Serves one job at a time, callers in turn: for sliding windows, linear attention, whatever cannot be packed."""
 
     batches: ClassVar[bool] = False
 
@@ -41,12 +41,12 @@ class Alone:
         self._weights = weights
         self._cache_bytes = cache_bytes
         self._prefixes = PrefixCache(weights.model.config, cache_bytes)
-        self._waiting: deque[Job] = deque()
+        self._waiting = Waiting()
         self._row: _Row | None = None
 
     def add(self, job: Job) -> None:
         """Take a job into the queue."""
-        self._waiting.append(job)
+        self._waiting.add(job)
 
     @property
     def busy(self) -> bool:
@@ -67,12 +67,12 @@ class Alone:
         if self._row is not None:
             self._row.job.emit(error)
             self._end(self._row)
-        while self._waiting:
-            self._waiting.popleft().emit(error)
+        for job in self._waiting.leave():
+            job.emit(error)
 
     def step(self) -> None:
         """One forward pass of the request that runs, or of the next one."""
-        job = self._row.job if self._row else self._waiting.popleft()
+        job = self._row.job if self._row else self._waiting.take()
         try:
             if not job.cancelled.is_set():
                 self._row = self._row or self._begin(job)

@@ -34,6 +34,12 @@ class Arena:
             kept.index_copy_(1, positions.to(kept.device), new)
         return stored
 
+    def reserve(self, like: Arena) -> None:
+        """Set every layer's memory aside, with the shapes, types and devices of `like`, before anything is written."""
+        for layer, pair in like._layers.items():
+            keys, values = (stored.new_empty((stored.shape[0], self.capacity, stored.shape[2])) for stored in pair)
+            self._layers[layer] = (keys, values)
+
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes in all layers written so far."""

@@ -25,6 +25,10 @@ Attended = tuple[torch.Tensor, torch.Tensor]
 """What queries read, [tokens, heads, head size], and the log-sum-exp of their scores, [tokens, heads]."""
 
 
+MOST_MASKED = 16
+"""New tokens of one run that are attended to under a mask, in one kernel call; a longer run takes two and a join."""
+
+
 class UnsupportedAttentionError(Exception):
     """The model's attention is more than a softmax over all earlier tokens; never leaves the engine thread."""
 
@@ -57,6 +61,8 @@ class AttentionPlan:
     """How it is computed on this device: `attend_by_span` or `attend_flash`."""
     flash: dict[torch.device, list[FlashSpans]] = field(default_factory=dict)
     """`own` and `shared` as `attend_flash` wants them on each device, made at its first layer."""
+    masks: dict[tuple[torch.device, int, int], torch.Tensor] = field(default_factory=dict)
+    """`_mask` of each run that needs one: by device, new tokens and keys, made at the first layer."""
 
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, AttentionPlan], torch.Tensor]
@@ -100,15 +106,22 @@ def attend_by_span(
 
     all_keys, all_values = keys[None], values[None]
 
-    def seen(first: int, last: int, start: int, length: int) -> Attended:
+    def seen(first: int, last: int, start: int, length: int, mask: torch.Tensor | None = None) -> Attended:
         queries = rows.narrow(2, first * group, (last - first) * group)
-        return _attend(queries, all_keys.narrow(2, start, length), all_values.narrow(2, start, length), scale)
+        return _attend(queries, all_keys.narrow(2, start, length), all_values.narrow(2, start, length), scale, mask)
+
+    def mask_of(new: int, length: int) -> torch.Tensor:
+        key = (query.device, new, length)
+        if key not in plan.masks:
+            plan.masks[key] = _mask(query, new, length, group)
+        return plan.masks[key]
 
     parts: list[Attended] = []
     for span in plan.own:
         new = span.last - span.first
-        if new == 1:
-            parts.append(seen(span.first, span.last, span.start, span.length))
+        if new <= MOST_MASKED:
+            mask = mask_of(new, span.length) if new > 1 else None
+            parts.append(seen(span.first, span.last, span.start, span.length, mask))
             continue
         stretch = slice(span.start + span.length - new, span.start + span.length)
         new_rows = by_group[:, :, span.first : span.last]
@@ -124,25 +137,48 @@ def attend_by_span(
 
 
 def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, *, causal: bool = False
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    *,
+    causal: bool = False,
 ) -> Attended:
-    """Attention [batch, heads, rows, head size] with its log-sum-exp [batch, heads, rows]."""
+    """Attention [batch, heads, rows, head size] with its log-sum-exp [batch, heads, rows]. `mask`: added to scores."""
     if query.device.type != "cpu":
-        return _attend_plainly(query, keys, values, scale, causal=causal)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scale)
+        return _attend_plainly(query, keys, values, scale, mask, causal=causal)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, 0.0, causal, attn_mask=mask, scale=scale
+    )
     return out, lse
 
 
 def _attend_plainly(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, *, causal: bool = False
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    *,
+    causal: bool = False,
 ) -> Attended:
     """`_attend` on any device."""
     scores = (query @ keys.transpose(-1, -2)).float() * scale
+    if mask is not None:
+        scores = scores + mask
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
     lse = scores.logsumexp(-1)
     return (scores - lse[..., None]).exp().to(values.dtype) @ values, lse
+
+
+def _mask(query: torch.Tensor, new: int, length: int, group: int) -> torch.Tensor:
+    """0 where a new token sees a key, else minus infinity, [new * group, length]: the new ones are the last keys."""
+    ones = torch.ones(new, length, dtype=torch.bool, device=query.device)
+    hidden = ones.triu(length - new + 1).repeat_interleave(group, 0)
+    return torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, float("-inf"))
 
 
 def _causal(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> Attended:

@@ -99,6 +99,17 @@ class Batch:
         return logits, [piece for piece in pieces if piece.wanted]
 
 
+def readable(leaf: Node, owner: object) -> int:
+    """How many tokens of its prompt `owner` could read now: those before a node that another request is reading."""
+    total = 0
+    for node in leaf.path():
+        left = len(node.ids) - node.filled
+        if left and node.filler not in (None, owner):
+            break
+        total += left
+    return total
+
+
 def _shared(pieces: Sequence[Piece], own: Sequence[Span]) -> list[list[Span]]:
     """For each depth of the tree, the ancestors' keys with the queries of everything below them."""
     levels: list[dict[Node, Span]] = []

@@ -91,10 +91,16 @@ def check_adapter(model: Any, name: str | None) -> None:
 
 
 def use_adapter(model: Any, name: str | None) -> None:
-    """Make `name` the model's only active LoRA adapter; None switches adapters off."""
+    """Make `name` the model's only active LoRA adapter; None switches adapters off.
+
+    The model is transformers' own with adapters added to it, or one that peft wrapped.
+    """
     check_adapter(model, name)
-    if name is not None:
-        model.enable_adapters()
+    if not getattr(model, "peft_config", None):
+        return
+    wrapped = hasattr(model, "disable_adapter_layers")  # transformers' own methods know adapters it loaded only
+    if name is None:
+        (model.disable_adapter_layers if wrapped else model.disable_adapters)()
+    else:
+        (model.enable_adapter_layers if wrapped else model.enable_adapters)()
         model.set_adapter(name)
-    elif getattr(model, "peft_config", None):
-        model.disable_adapters()

@@ -30,8 +30,9 @@ AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 _SHIFTING_ROPE = ("'dynamic'", "'longrope'")
 """Rope types that turn keys anew when a text gets long."""
-_PROBE_IDS = 24
+_PROBE_IDS = 36
 _PROBE_SPLIT = 10
+"""The probe's texts and what they share: runs longer and shorter than `MOST_MASKED`."""
 _TOLERANCE = {torch.float32: 1e-3}
 _LOOSE_TOLERANCE = 0.1
 """Largest difference of logits to the model's own attention, as a share of the largest logit, below fp32."""
@@ -66,7 +67,7 @@ class PackedModel:
             if probe._agrees():
                 capacity = max_bytes // max(1, probe.arena.bytes_per_token)
                 packed = cls(model, Arena(capacity), kernel)
-                packed._reserve()
+                packed._reserve(probe.arena)
                 if cuda_graphs and kernel is attend_flash:
                     packed.graphs = DecodeGraphs(packed.arena, kernel, packed._read)
                 return packed
@@ -116,31 +117,46 @@ class PackedModel:
             texts = torch.tensor([one, two], device=self.model.device)
             expected = self.model(input_ids=texts, use_cache=False).logits[:, -1].float()
         try:
-            self._read_piece([one], 0, _PROBE_SPLIT)
-            self._read_piece([one, two], _PROBE_SPLIT, _PROBE_IDS - 1)
-            logits = self._read_piece([one, two], _PROBE_IDS - 1, _PROBE_IDS).float()
+            self._read_beginnings(one, two)
+            logits = self._read_ends(one, two).float()
         except Exception:  # whatever the model does not take: it is served unpacked then
             return False
         limit = _TOLERANCE.get(self.model.dtype, _LOOSE_TOLERANCE) * float(expected.abs().max())
         return float((logits - expected).abs().max()) <= limit
 
-    def _read_piece(self, texts: list[list[int]], first: int, last: int) -> torch.Tensor:
-        """Logits of the last of the tokens `first` to `last` of each text; their parts after the split lie apart."""
-        size, split = last - first, _PROBE_SPLIT if first else 0
-        starts = [split + i * _PROBE_IDS for i in range(len(texts))]
-        return self.forward(
-            [token for text in texts for token in text[first:last]],
-            [*range(first, last)] * len(texts),
-            [start + place - split for start in starts for place in range(first, last)],
-            [Span(i * size, i * size + size, start, last - split) for i, start in enumerate(starts)],
-            [[Span(0, len(texts) * size, 0, split)]] if split else [],
-            [i * size + size - 1 for i in range(len(texts))],
+    def _read_beginnings(self, one: list[int], two: list[int]) -> None:
+        """Read both texts but for their last tokens, what they share once; their own parts lie `_PROBE_IDS` apart."""
+        split, size = _PROBE_SPLIT, _PROBE_IDS - _PROBE_SPLIT - 1
+        starts = (split, split + _PROBE_IDS)
+        self.forward(
+            [*one[:-1], *two[split:-1]],
+            [*range(split), *[*range(split, _PROBE_IDS - 1)] * 2],
+            [*range(split), *(place for start in starts for place in range(start, start + size))],
+            [
+                Span(0, split, 0, split),
+                *(Span(split + i * size, split + (i + 1) * size, start, size) for i, start in enumerate(starts)),
+            ],
+            [[Span(split, split + 2 * size, 0, split)]],
+            [0],
         )
 
-    def _reserve(self) -> None:
+    def _read_ends(self, one: list[int], two: list[int]) -> torch.Tensor:
+        """Logits of the last token of each text."""
+        size = _PROBE_IDS - _PROBE_SPLIT
+        starts = (_PROBE_SPLIT, _PROBE_SPLIT + _PROBE_IDS)
+        return self.forward(
+            [one[-1], two[-1]],
+            [_PROBE_IDS - 1] * 2,
+            [start + size - 1 for start in starts],
+            [Span(i, i + 1, start, size) for i, start in enumerate(starts)],
+            [[Span(0, 2, 0, _PROBE_SPLIT)]],
+            [0, 1],
+        )
+
+    def _reserve(self, probe: Arena) -> None:
         """Set the arena's memory aside now, so that a lack of it is known at loading and not in a request."""
         try:
-            self._read_piece([[0]], 0, 1)
+            self.arena.reserve(probe)
         except RuntimeError as error:
             raise WeightsError(
                 f"There is no memory for {self.arena.capacity} tokens of keys and values beside the weights "

@@ -51,6 +51,10 @@ class GenerationRequest:
     """Grammar that every sampled token must satisfy."""
     adapter: str | None = None
     """Name of a LoRA adapter loaded into the model; None is the model without any."""
+    caller: str = ""
+    """Who asks. Callers get equal shares of the engine, however many requests each has."""
+    conversation: str = ""
+    """Which of the caller's conversations asks; they share what the caller gets."""
 
     def __post_init__(self) -> None:
         """Raises `RequestError` when a setting is out of its range."""

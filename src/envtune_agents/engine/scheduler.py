@@ -5,23 +5,26 @@ Imports torch: import this module inside functions of the engine thread only.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from envtune_agents.engine.batch import Batch, Piece
+from envtune_agents.engine.batch import Batch, Piece, readable
 from envtune_agents.engine.job import Job, check_adapter, token_budget, use_adapter
 from envtune_agents.engine.packed_model import PackedModel
 from envtune_agents.engine.prefix_tree import Node, PrefixTree
 from envtune_agents.engine.reply import Reply
 from envtune_agents.engine.request import GenerationResult
 from envtune_agents.engine.sampling import Tokens, choose
+from envtune_agents.engine.turns import Waiting, deal
 from envtune_agents.errors import EngineError
 from envtune_agents.weights import Weights
 
 MAX_ROWS = 64
-"""Most requests that run at once; the others wait in the order they came."""
+"""Most requests that run at once; the others wait for their turn."""
+NEWCOMERS = 8
+"""How many more may run, each of a caller of whom nothing runs."""
 CPU_CHUNK, GPU_CHUNK = 512, 4096
 """Most prompt tokens read in one pass; a quarter while other requests are sampling, which wait for it."""
 GUESSES = 8
@@ -39,13 +42,20 @@ class Row:
     leaf: Node
     read: int = 0
     """Prompt tokens that were read for this request, not found in the tree."""
+    served: int = 0
+    """The step that last read some of them, or the one before it joined."""
+
+    @property
+    def caller(self) -> str:
+        """Who asked."""
+        return self.job.request.caller
 
 
 class Scheduler:
     """Serves jobs in packed passes.
 
     A request joins when there is memory for its prompt and its whole token budget, so that none is ever thrown out
-    again. Prompt pieces are dealt out in turn.
+    again. Callers have turns and equal shares, as in `turns`.
     """
 
     batches: ClassVar[bool] = True
@@ -54,8 +64,12 @@ class Scheduler:
         """`keep=False`: no text outlives its request."""
         self._weights, self._packed = weights, packed
         self._tree = PrefixTree(packed.arena, keep=keep)
-        self._waiting: deque[Job] = deque()
+        self._waiting = Waiting()
         self._rows: list[Row] = []
+        """The first one's adapter is the next pass's."""
+        self._steps = 0
+        self._dealt: dict[str, int] = {}
+        """The step that last read prompt tokens for each running caller, or the one before it came."""
         self._adapter: tuple[str | None, ...] = ()
         """The adapter that is active, in a tuple; empty when that is not known."""
         on_cpu = packed.model.device.type == "cpu"
@@ -64,7 +78,7 @@ class Scheduler:
 
     def add(self, job: Job) -> None:
         """Take a job into the queue."""
-        self._waiting.append(job)
+        self._waiting.add(job)
 
     @property
     def busy(self) -> bool:
@@ -85,20 +99,33 @@ class Scheduler:
         """Tell every caller that `error` ended their request."""
         for row in list(self._rows):
             self._end(row, error)
-        while self._waiting:
-            self._waiting.popleft().emit(error)
+        for job in self._waiting.leave():
+            job.emit(error)
 
     def step(self) -> None:
         """Drop and admit requests, then one forward pass for those of one adapter."""
         for row in [row for row in self._rows if row.job.cancelled.is_set()]:
             self._end(row, None)
-        while self._waiting and len(self._rows) < MAX_ROWS and self._admit(self._waiting[0]):
-            self._waiting.popleft()
+        self._steps += 1
+        self._admit_waiting()
         if self._rows:
-            adapter = self._rows[0].reply.request.adapter
+            first = self._rows[0]
+            adapter = first.reply.request.adapter
             self._pass([row for row in self._rows if row.reply.request.adapter == adapter])
-        if self._rows:  # the first has had the first choice of this pass
-            self._rows.append(self._rows.pop(0))
+            self._rows.sort(key=lambda row: (row.caller == first.caller) + (row is first))
+
+    def _admit_waiting(self) -> None:
+        """Start requests while there is room. Whose turn it is waits for memory, so that a large one gets it, too."""
+        running = Counter(row.caller for row in self._rows)
+        self._dealt = {caller: step for caller, step in self._dealt.items() if caller in running}
+        while self._waiting:
+            job = self._waiting.next(running)
+            room = MAX_ROWS if running[job.request.caller] else MAX_ROWS + NEWCOMERS
+            rows = len(self._rows)
+            if rows >= room or not self._admit(job):
+                return
+            self._waiting.take(running)
+            running[job.request.caller] += len(self._rows) - rows
 
     def _admit(self, job: Job) -> bool:
         """Whether the job left the queue: it runs now, or its caller was told why not, or went away."""
@@ -116,7 +143,8 @@ class Scheduler:
                 if leaf is None:
                     raise EngineError("The engine lost memory for keys and values. Make a new one, and report this.")
             if leaf is not None:
-                self._rows.append(Row(job, job.reply(self._weights, budget), leaf))
+                self._rows.append(Row(job, job.reply(self._weights, budget), leaf, served=self._steps - 1))
+                self._dealt.setdefault(request.caller, self._steps - 1)
         except Exception as error:  # the caller's request is at fault; the engine goes on
             if leaf is not None:
                 self._tree.release(leaf, job)
@@ -167,15 +195,18 @@ class Scheduler:
             row.reply.guess(self._guesses // len(sampling))
         asking = {batch.add_sampled(row.leaf, [*row.reply.unread, *row.reply.guessed]): row for row in sampling}
         reading = [row for row in rows if not row.reply.unread]
+        reading.sort(key=lambda row: (self._dealt[row.caller], row.served))
         left = self._chunk // 4 if asking else self._chunk
-        share = max(left // max(len(reading), 1), MIN_SHARE)
-        for most in (share, left):  # an equal share each, then what is left to the first
-            for row in reading:
-                taken, last = batch.add_prompt(row.leaf, row, min(most, left))
+        wanted = [(row.caller, row.job.request.conversation, readable(row.leaf, row)) for row in reading]
+        shares = deal(left, wanted, MIN_SHARE)
+        for row, share in (*zip(reading, shares, strict=True), *((row, left) for row in reading)):
+            taken, last = batch.add_prompt(row.leaf, row, min(share, left))
+            if taken:
                 row.read += taken
-                left -= taken
-                if last is not None:
-                    asking[last] = row
+                row.served = self._dealt[row.caller] = self._steps
+            left -= taken
+            if last is not None:
+                asking[last] = row
         return asking
 
     def _take(self, row: Row, tokens: Tokens | Exception) -> None:
