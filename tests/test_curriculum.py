@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,15 +16,23 @@ from envtune_agents.curriculum import (
     Curriculum,
     DifficultyController,
     Evaluation,
+    LearningSettings,
+    LearningSignal,
     Move,
+    Solved,
     Stage,
+    check_unchanged,
+    check_version,
     load_stages,
+    run_identity,
+    write_card,
 )
-from envtune_agents.errors import CurriculumError, HintRuleError
+from envtune_agents.errors import CurriculumError, HintRuleError, MissingDependencyError, TaskError
 from envtune_agents.hints import HintDial, HintEngine
 from envtune_agents.playground import PLAYGROUND_RULES, Playground, generated_tasks
 from envtune_agents.progress import BINARY_REWARD, FORMAT_REWARD, PROGRESS_REWARD, RewardMix
-from envtune_agents.rollout import run_episode
+from envtune_agents.rollout import run_directly, run_episode
+from envtune_agents.task_source import find_task_source
 from envtune_agents.testing import ScriptedChatModel
 
 TASKS = generated_tasks(0, 40)
@@ -261,3 +270,106 @@ def test_the_controllers_state_is_json() -> None:
 
 def test_a_binary_reward_is_all_or_nothing() -> None:
     assert RewardMix(solved=1.0) == BINARY_REWARD
+
+
+# --- what every trainer shares ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is a positive number, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate is a positive number, got nan"),
+        ({"kl": -0.1}, "kl is a number of at least 0"),
+        ({"evaluate_every": 0}, "evaluate_every is at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float], named: str) -> None:
+    with pytest.raises(CurriculumError, match=re.escape(named)):
+        LearningSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_settings_are_the_papers_and_the_run_names_what_changed(tmp_path: Path) -> None:
+    settings = LearningSettings(prompts=2)
+    assert (settings.clip_low, settings.clip_high, settings.dual_clip, settings.kl) == (0.2, 0.28, 10.0, 0.1)
+    stages = tuple(settings.stage(stage) for stage in FOUR_STAGES)
+    assert {stage.prompts for stage in stages} == {2}
+    check_unchanged(tmp_path / "train.json", run_identity("m", TASKS, TASKS[:4], stages, settings))
+    free = replace(settings, save_every=1)
+    check_unchanged(tmp_path / "train.json", run_identity("m", TASKS, TASKS[:4], stages, free))
+    changed = run_identity("n", TASKS[1:], TASKS[:4], stages, replace(settings, seed=1))
+    with pytest.raises(CurriculumError, match="another model, model files, seed, tasks"):
+        check_unchanged(tmp_path / "train.json", changed)
+
+
+def test_a_missing_trainer_is_the_line_that_installs_it() -> None:
+    with pytest.raises(MissingDependencyError, match=r"Training needs no-such-package>=1\.2,<1\.3.*\n  pip install x"):
+        check_version("no-such-package", (1, 2), (1, 3), feature="training", install="pip install x")
+    with pytest.raises(MissingDependencyError, match=r"known to work with >=0\.1,<0\.2"):
+        check_version("pytest", (0, 1), (0, 2), feature="training", install="pip install x")
+
+
+def test_steps_that_teach_nothing_become_one_finding_and_cold_only_from_the_beginning() -> None:
+    signal = LearningSignal(patience=2)
+    first = signal.observe(1, 0.0, 0.0)
+    assert first is not None
+    assert (first.steps, first.cold, signal.finding(first)) == (1, True, False)
+    second = signal.observe(2, 0.0, 0.0)
+    assert second is not None
+    assert (signal.finding(second), signal.finding(second)) == (True, False)
+    assert str(second) == (
+        "steps 1 to 2: every group's rewards are equal, so they teach nothing. "
+        "All of them are 0: the model earns no reward yet."
+    )
+    assert second.advice("Warm it up.").startswith("Warm it up. Or raise the hint level")
+    assert signal.observe(3, 0.25, 0.1) is None
+    third = signal.observe(4, 0.0, 0.0)
+    assert third is not None
+    assert (third.steps, third.cold) == (1, False)
+    equal = LearningSignal(patience=1).observe(1, 0.0, 1.0)
+    assert equal is not None
+    assert not equal.cold
+    assert "harder tasks" in equal.advice("Warm it up.")
+
+
+def test_a_restart_forgets_what_the_stage_has_shown_and_is_resumed(tmp_path: Path) -> None:
+    stages = (Stage("a", max_steps=4), Stage("b", max_steps=2))
+    curriculum = Curriculum(stages, path=tmp_path / "c.json")
+    curriculum.observe(Evaluation(2, 0.0))
+    assert curriculum.remark(2, "Nothing was learnt.").move is Move.STAY
+    assert str(curriculum.restart(3, "Cold.", "Warmed up.")) == "a, step 3: restart. Cold. Warmed up."
+    again = Curriculum(stages, path=tmp_path / "c.json")
+    assert list(again.evaluations) == []
+    assert again.stage == stages[0]
+    assert [decision.move for decision in again.decisions] == [Move.STAY, Move.STAY, Move.RESTART]
+    again.observe(Evaluation(4, 0.1))
+    again.observe(Evaluation(2, 0.1))
+    with pytest.raises(CurriculumError, match="All stages are over"):
+        again.restart(1, "x")
+
+
+def test_a_model_card_has_the_table_the_stages_and_what_was_begun_again(tmp_path: Path) -> None:
+    curriculum = Curriculum((Stage("a", hint_level=2, max_steps=2), Stage("b", categories=("base",), max_steps=2)))
+    curriculum.restart(3, "Cold.")
+    curriculum.observe(Evaluation(2, 0.5))
+    before = {"base": Solved(1, 4), "miss_param": Solved(0, 2)}
+    after = {"base": Solved(3, 4), "miss_param": Solved(1, 2)}
+    card = write_card(tmp_path, "org/Small-1B", 16, curriculum, LearningSettings(), before, after, ["A note."])
+    text = card.read_text()
+    assert text.startswith("---\nbase_model: org/Small-1B\n")
+    assert "| base | 3 | 4 | 75.00% | 25.00% |" in text
+    assert "| **OVERALL** | **4** | **6** | **62.50%** | **12.50%** |" in text
+    assert "1. **a**: all categories, hint level 2, 2 steps. The stage's budget of 2 steps is spent." in text
+    assert "   - Begun again after step 3. Cold." in text
+    assert "2. **b**: base, no hints, not finished." in text
+    assert "LoRA adapter, rank 16" in text
+    assert "\n\nA note.\n\n" in text
+
+
+async def test_every_playground_task_is_solved_by_its_own_solution() -> None:
+    source = find_task_source("playground")
+    for task in source.load("train", None)[::40]:
+        model = ScriptedChatModel(script=source.solution_replies(task))
+        assert (await run_directly(model, source.environment(task), hints=0)).solved, task.task_id
+    with pytest.raises(TaskError, match="Give it a `solution`"):
+        replace(source, solution=None).solution_replies(TASKS[0])

@@ -7,7 +7,8 @@ that returns a `TaskSource`.
 Evaluation asks a source for a few more things, each of them optional. `scorer` scores turns. `judge` is the benchmark's
 own verdict on a rollout; without it a rollout is solved when every turn was played and scored 1. `flagged` names the
 tasks with bad labels, `fingerprint` what decides verdicts beside the tasks, `export` writes the benchmark's own
-result files. None of them ever changes a number of another: flagged tasks stay in every denominator.
+result files. None of them ever changes a number of another: flagged tasks stay in every denominator. Training may ask
+for one more: `solution`, which a warm-up imitates.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class TaskSource:
     """Name -> version or hash of whatever decides a verdict beside the tasks, such as {"bfcl-eval": "2026.3.23"}."""
     export: Callable[[Iterable[Rollout], Path], object] | None = None
     """`export(rollouts, folder)` writes the rollouts in the benchmark's own result format; it makes the folder."""
+    solution: Callable[[Task], Sequence[Sequence[tuple[str, Mapping[str, Any]]]]] | None = None
+    """The calls that solve a task, turn by turn, each as name and arguments: what a warm-up for a model that cannot
+    call tools yet imitates. Only training tasks are asked about, and only when a warm-up is asked for."""
 
     def hint_engine(self, level: int) -> HintEngine:
         """A hint engine with this source's rules at a level of the dial, 0 to 3."""
@@ -74,6 +78,21 @@ class TaskSource:
 
         dial = HintDial(level)
         return HintEngine(dial=dial) if self.rules is None else HintEngine(self.rules(), dial)
+
+    def solution_replies(self, task: Task) -> list[str]:
+        """What solves a task, reply by reply, in Qwen's form: the calls of a turn in one, then a word that ends it.
+
+        Raises `TaskError` when the source has no `solution`.
+        """
+        from envtune_agents.qwen import format_call
+
+        if self.solution is None:
+            raise TaskError("This task source does not know what solves its tasks. Give it a `solution`.")
+        replies: list[str] = []
+        for calls in self.solution(task):
+            replies += ["\n".join(format_call(name, args) for name, args in calls)] if calls else []
+            replies.append("Done.")
+        return replies
 
 
 def find_task_source(name: str) -> TaskSource:
@@ -128,4 +147,4 @@ def _playground() -> TaskSource:
         wanted = list(categories) if categories else list(CATEGORIES)
         return [task for tasks_of in chosen for name in wanted for task in tasks_of(name)]
 
-    return TaskSource(load, Playground, lambda: PLAYGROUND_RULES)
+    return TaskSource(load, Playground, lambda: PLAYGROUND_RULES, solution=lambda task: task.data["solution"])

@@ -45,7 +45,7 @@ def undecided(folder: Path) -> Path:
     settings = TrainSettings(lora=0, precision="fp32", micro_batch=2)
     policy = load_policy(tiny, settings, None)
     rows = [said(tiny, CALL), said(tiny, "I do not know.")] * 4
-    imitate_rows(policy, rows, settings, epochs=150, rate=1e-3)
+    imitate_rows(policy, rows, settings, epochs=150, rate=1e-3, rows_per_step=8)
     return save_policy(policy, policy.model, folder, settings)
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,21 @@ import pytest
 import torch
 
 from envtune_agents.chat_model import ChatTransformers, release_engines
-from envtune_agents.curriculum import Curriculum, DifficultyController, Move, Stage
-from envtune_agents.errors import CurriculumError, MissingDependencyError, ScorerError, WeightsError
+from envtune_agents.curriculum import Curriculum, DifficultyController, Move, Silence, Stage
+from envtune_agents.errors import CurriculumError, MissingDependencyError, RecordError, ScorerError, WeightsError
 from envtune_agents.playground import PLAYGROUND_RULES, Playground, generated_tasks
 from envtune_agents.progress import FORMAT_REWARD, RewardMix
 from envtune_agents.rollout import collect, run_episode
-from envtune_agents.tape import TapeBranch, TapeSpan
-from envtune_agents.task_source import TaskSource
+from envtune_agents.tape import TapeBranch, TapeSpan, branches_of
+from envtune_agents.task_source import TaskSource, find_task_source
 from envtune_agents.testing import TaughtModel, tiny_qwen
-from envtune_agents.types import CallOutcome
+from envtune_agents.types import CallOutcome, RolloutTurn, TurnEvidence
 from envtune_trl import EpisodeRollouts, Trained, TrainSettings, task_dataset, train
-from envtune_trl.imitation import imitate, imitate_rows
-from envtune_trl.progress import StageProgress, Table
+from envtune_trl.imitation import imitate_rows
+from envtune_trl.progress import METRICS, StageProgress, Table, known_signal
 from envtune_trl.rollouts import summary_of
-from envtune_trl.training import _check_versions, _memory_advice, last_checkpoint
+from envtune_trl.training import _memory_advice, last_checkpoint
+from envtune_trl.warm_up import Lessons, find_lessons, from_file, make_warm_up, read_warm_up
 from envtune_trl.weights import Policy, check_prefix_preserving, load_policy
 
 STAGES = (Stage("one", FORMAT_REWARD, max_steps=2), Stage("two", RewardMix(progress=1.0), hint_level=2, max_steps=1))
@@ -50,6 +52,20 @@ def load(split: str, categories: Any) -> list[Any]:
 
 def source() -> TaskSource:
     return TaskSource(load, Playground, rules=lambda: PLAYGROUND_RULES)
+
+
+class Coin(Playground):
+    """Worth something by chance, so that groups of a model that can do nothing still differ."""
+
+    def close_turn(self) -> TurnEvidence:
+        return TurnEvidence(super().close_turn().turn, {"coin": next(COIN) % 2 == 0})
+
+
+COIN = count()
+
+
+def mixed_source() -> TaskSource:
+    return TaskSource(load, Coin)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +107,9 @@ async def test_the_adapter_loads_into_the_chat_model(run: tuple[Path, Trained], 
     task = load("train", None)[0]
     rollout = await run_episode(chat, Playground(task), hints=0, max_steps=1)
     assert rollout.error is None
-    assert chat.invoke("Hello", model="tuned").response_metadata["token_trace"]["completion_token_ids"]
+    said = chat.invoke("Hello", model="tuned").response_metadata["token_trace"]["completion_token_ids"]
+    alone = ChatTransformers(model=str(run[1].weights), precision="fp32", temperature=0, max_tokens=4)
+    assert said == alone.invoke("Hello").response_metadata["token_trace"]["completion_token_ids"]
 
 
 def test_the_model_card_has_the_measured_table_and_the_merged_weights_are_a_checkpoint(
@@ -145,9 +163,7 @@ def test_a_checkpoint_that_a_crash_cut_off_is_passed_over(tmp_path: Path) -> Non
 def rollouts_of(model: Path, stage: Stage = STAGES[0]) -> EpisodeRollouts:
     tasks = load("train", None)
     engine = load_policy(model, SETTINGS, None).engine()
-    return EpisodeRollouts(
-        engine, {task.task_id: task for task in tasks}, Playground, source().hint_engine, stage, SETTINGS
-    )
+    return EpisodeRollouts(engine, {task.task_id: task for task in tasks}, source(), stage, SETTINGS)
 
 
 def test_rows_are_the_sampled_tokens_with_masks_and_rewards(model: Path) -> None:
@@ -199,7 +215,7 @@ def progress_of(model: Path, folder: Path) -> StageProgress:
     table.note = said.append  # type: ignore[method-assign]
     play = rollouts_of(model)
     play.engine.close()
-    progress = StageProgress(Curriculum(STAGES), play, [], source(), SETTINGS, table, steps=5)
+    progress = StageProgress(Curriculum(STAGES), play, [], SETTINGS, table)
     progress.table.said = said  # type: ignore[attr-defined]
     return progress
 
@@ -220,8 +236,88 @@ def test_a_gradient_that_is_not_a_number_stops_and_saves_nothing(model: Path, tm
 def test_equal_rewards_are_an_event_with_advice(model: Path, tmp_path: Path) -> None:
     progress = progress_of(model, tmp_path)
     progress.rollouts.notes.append({"mixed_groups": 0.0, "solved": 0.0})
-    progress.logged(1, {"grad_norm": 0.1, "loss": 0.0}, Control(), tmp_path)
-    assert "every group's rewards are equal" in progress.table.said[0]  # type: ignore[attr-defined]
+    for step in (1, 2, 3, 4):
+        progress.logged(step, {"grad_norm": 0.1, "loss": 0.0, "reward": 0.0}, Control(), tmp_path)
+    said = progress.table.said  # type: ignore[attr-defined]
+    assert said[0] == (
+        "step 1: every group's rewards are equal, so this step teaches nothing. "
+        "All of them are 0: the model earns no reward yet."
+    )
+    event = progress.curriculum.decisions[0]
+    assert (event.move, event.step) == (Move.STAY, 3)
+    assert "--warm-up auto" in event.reasons[1]
+    assert len(progress.curriculum.decisions) == 1
+    progress.logged(5, {"grad_norm": 0.1, "loss": 0.0, "reward": 0.5}, Control(), tmp_path)
+    assert "All of them are 0" not in said[-1]
+
+
+def test_broken_numbers_in_a_real_run_end_it_with_the_last_good_weights(model: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    table = Table()
+    table.note = said.append  # type: ignore[method-assign]
+    settings = replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30, kl=0.0, lora=0)
+    stage = Stage("one", RewardMix(progress=1.0), max_steps=4)
+    done = train(model, mixed_source(), out=tmp_path, stages=(stage,), settings=settings, table=table)
+    assert not done.finished
+    assert done.curriculum.decisions[-1].move is Move.STOP
+    assert "lower learning rate (now 1e+30)" in said[-1]
+    assert done.weights.name == "checkpoint-1"
+
+
+def test_a_model_that_cannot_begin_is_warmed_up_and_begins_again(model: Path, tmp_path: Path) -> None:
+    stage = replace(STAGES[0], max_steps=3)
+    settings = replace(SETTINGS, evaluate_every=3, save_every=3, validation_tasks=1)
+    known = replace(source(), solution=find_task_source("playground").solution)
+    done = train(model, known, out=tmp_path, stages=(stage,), settings=settings, warm_up="auto")
+    assert done.finished
+    restart = done.curriculum.decisions[0]
+    assert (restart.move, restart.step) == (Move.RESTART, 3)
+    assert restart.reasons[0].startswith("steps 1 to 3: every group's rewards are equal")
+    assert restart.reasons[1].startswith("Warmed up by imitating 4 rollouts (the solutions of training tasks); loss ")
+    assert (tmp_path / "one.cold" / METRICS).exists()
+    assert [json.loads(line)["step"] for line in (tmp_path / "one" / METRICS).open()] == [1, 2, 3]
+
+
+def test_a_restart_that_was_cut_off_is_made_when_the_run_goes_on(model: Path, tmp_path: Path) -> None:
+    rollouts = rollouts_of(model)
+    rollout = rollouts.play([next(iter(rollouts.tasks.values()))])[0]
+    rollouts.engine.close()
+    made = make_warm_up(
+        tmp_path,
+        load_policy(model, SETTINGS, None),
+        Lessons([rollout], "x"),
+        SETTINGS,
+        because=Silence(3, 3, 0.0, True),
+    )
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / METRICS).write_text("{}")
+    given: dict[str, Any] = {"stages": (replace(STAGES[0], max_steps=1),), "settings": SETTINGS, "warm_up": "auto"}
+    done = train(model, source(), out=tmp_path, **given)
+    assert [(one.step, one.move) for one in done.curriculum.decisions] == [(3, Move.RESTART), (1, Move.FINISH)]
+    assert (tmp_path / "one.cold" / METRICS).read_text() == "{}"
+    assert read_warm_up(tmp_path) == made
+
+
+def test_what_the_model_says_under_a_grammar_is_imitated_where_no_solution_is_known(model: Path) -> None:
+    settings = replace(SETTINGS, max_tokens=64)
+    policy = load_policy(model, settings, None)
+    lessons = find_lessons(policy, load("train", None)[:2], source(), STAGES[0], settings)
+    assert lessons is not None
+    assert lessons.origin == "the model's own calls under a grammar"
+    assert all(rollout.turns[0].steps[0].outcomes for rollout in lessons.rollouts)
+    rewarded_for_solving = replace(STAGES[0], reward=RewardMix(solved=1.0))
+    assert find_lessons(policy, load("train", None)[:2], source(), rewarded_for_solving, settings) is None
+
+
+def test_a_stage_that_has_learnt_is_never_cold_when_it_goes_on(tmp_path: Path) -> None:
+    records = [{"step": 1, "mixed_groups": 0.5, "reward": 0.2}, {"step": 2, "mixed_groups": 0.0, "reward": 0.0}]
+    (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    silence = known_signal(tmp_path).observe(3, 0.0, 0.0)
+    assert silence is not None
+    assert (silence.steps, silence.cold) == (2, False)
+    fresh = known_signal(tmp_path / "nothing").observe(1, 0.0, 0.0)
+    assert fresh is not None
+    assert fresh.cold
 
 
 def test_running_out_of_memory_names_the_knobs() -> None:
@@ -231,10 +327,10 @@ def test_running_out_of_memory_names_the_knobs() -> None:
         raise KeyError("x")
 
 
-def test_unsupported_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envtune_trl.training.version", lambda name: "1.99.0")
-    with pytest.raises(MissingDependencyError, match=r"TRL 1\.99\.0 is installed"):
-        _check_versions()
+def test_unsupported_versions_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("envtune_agents.curriculum.training_run.version", lambda name: "1.99.0")
+    with pytest.raises(MissingDependencyError, match=r"trl 1\.99\.0 is installed.*\n.*trl>=1\.16,<1\.17"):
+        train("nowhere", source(), out=tmp_path)
 
 
 def test_a_template_that_rewrites_replies_is_refused(model: Path) -> None:
@@ -265,6 +361,20 @@ def test_a_warm_up_makes_the_rollouts_likelier(model: Path) -> None:
         imitate_rows(policy, [], SETTINGS)
 
 
+def shifted(turns: tuple[RolloutTurn, ...]) -> tuple[RolloutTurn, ...]:
+    """The same replies in the token ids of another tokenizer."""
+    return tuple(
+        replace(
+            turn,
+            steps=tuple(
+                replace(step, completion_token_ids=tuple(token + 1 for token in step.completion_token_ids))
+                for step in turn.steps
+            ),
+        )
+        for turn in turns
+    )
+
+
 async def test_a_rollout_file_is_imitated_and_its_failures_are_not(model: Path, tmp_path: Path) -> None:
     """Stage 1 of a model that cannot call tools yet begins so."""
     tasks = [task for task in generated_tasks(0, 400, "base", domains=("travel",)) if "booked" in task.turns[0]]
@@ -276,10 +386,16 @@ async def test_a_rollout_file_is_imitated_and_its_failures_are_not(model: Path, 
     chosen = [task for task in tasks if len(task.turns) == 1][:3]
     good = await collect(chosen, taught, Playground, out=tmp_path / "good")
     bad = await collect(chosen, silent, Playground, out=tmp_path / "bad")
-    losses = imitate(load_policy(model, SETTINGS, None), good.path, SETTINGS, epochs=16)
+    lessons = from_file(good.path)
+    rows = [row for rollout in lessons.rollouts for row in branches_of(rollout)]
+    losses = imitate_rows(load_policy(model, SETTINGS, None), rows, SETTINGS, epochs=8)
     assert losses[-1] < losses[0]
+    assert from_file(bad.path).rollouts == []
+    other = [replace(rollout, turns=shifted(rollout.turns)) for rollout in lessons.rollouts]
+    with pytest.raises(RecordError, match="another tokenizer"):
+        make_warm_up(tmp_path, load_policy(model, SETTINGS, None), replace(lessons, rollouts=other), SETTINGS)
     with pytest.raises(ScorerError, match="No rollout has tokens"):
-        imitate(load_policy(model, SETTINGS, None), bad.path, SETTINGS)
+        train(model, source(), out=tmp_path / "run", stages=STAGES, settings=SETTINGS, warm_up=bad.path)
 
 
 def test_adaptive_help_follows_each_tasks_success(model: Path) -> None:

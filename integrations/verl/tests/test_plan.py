@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
 
-from envtune_agents.curriculum import FOUR_STAGES
-from envtune_agents.errors import CurriculumError, RecordError, TaskError
+from envtune_agents.curriculum import FOUR_STAGES, Solved
+from envtune_agents.errors import CurriculumError, MissingDependencyError, RecordError, TaskError
 from envtune_agents.progress import FORMAT_REWARD
 from envtune_agents.task_source import find_task_source
-from envtune_verl import EpisodeTerms, VerlSettings, dataset_rows, stage_overrides, write_dataset
+from envtune_verl import EpisodeTerms, VerlSettings, dataset_rows, stage_overrides, train, write_dataset
+from envtune_verl.adaptive import AdaptiveHelp
 from envtune_verl.dataset import EpisodePlan
-from envtune_verl.log import LoggedStep, evaluation_at, merged, read_log
+from envtune_verl.log import LoggedStep, evaluation_at, finding_in, merged, read_log
+from envtune_verl.measure import solved_in
 from envtune_verl.overrides import StageFiles
+from envtune_verl.rewards import note_reward, reward_groups
+from envtune_verl.run_folder import StageFolder
 
 FILES = StageFiles("some/model", Path("/r/t.parquet"), Path("/r/v.parquet"), Path("/r/a b.yaml"), Path("/r/c"))
 TASKS = find_task_source("playground").load("validation", ["base", "miss_param"])[::10]
@@ -91,6 +96,13 @@ def test_the_settings_are_the_papers() -> None:
         assert found[key] == value, key
 
 
+@pytest.mark.skipif(find_spec("verl") is not None, reason="verl is installed")
+def test_without_verl_a_run_is_planned_and_not_started(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependencyError, match=r"Training on many GPUs needs verl>=0\.9,<0\.10.*\n  pip install"):
+        train("nowhere", "playground", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_stages_differ_where_the_curriculum_does() -> None:
     stages = [overrides_of(index) for index in range(4)]
     assert [found["data.train_batch_size"] for found in stages] == ["16", "32", "32", "32"]
@@ -131,3 +143,57 @@ def test_the_score_is_the_share_of_all_tasks_and_later_attempts_hold() -> None:
     assert evaluation_at(merged(logs), 1, 0, {"a/b": 3}) is None
     with pytest.raises(CurriculumError, match="every category"):
         evaluation_at(merged(logs), 2, 0, {"a/b": 3, "c": 1, "d": 1})
+
+
+def test_a_step_made_again_counts_as_it_was_made_last(tmp_path: Path) -> None:
+    one, two = tmp_path / "step_000002_01.rewards", tmp_path / "step_000002_02.rewards"
+    for folder, step, rewards in ((one, 1, [0.0]), (one, 2, [0.0, 0.0]), (two, 2, [1.0, 0.5])):
+        for reward in rewards:
+            note_reward(folder, step, "t", reward)
+    with next(one.iterdir()).open("a") as file:
+        file.write('{"step": 2, "task_')  # a kill cut it off
+    assert reward_groups([one, two], 0, 2) == [("t", [0.0]), ("t", [1.0, 0.5])]
+    assert reward_groups([one, two], 1, 2) == [("t", [1.0, 0.5])]
+
+
+def test_help_is_learnt_once_from_each_chunk_and_kept(tmp_path: Path) -> None:
+    stage, folder = replace(FOUR_STAGES[1], hint_level=2), StageFolder(tmp_path)
+    help_ = AdaptiveHelp(folder, stage)
+    assert help_.level(TASKS[0]) == 2
+    next_chunk = help_.next_chunk(folder.next_log(2))
+    for step in (1, 2):
+        for _ in range(2):
+            note_reward(next_chunk.rewards, step, TASKS[0].task_id, 1.0)
+    assert help_.learn(2) == "Help: mean hint level 1.00 after 2 groups."
+    assert (help_.level(TASKS[0]), help_.level(TASKS[1])) == (1, 2)
+    again = AdaptiveHelp(folder, stage)
+    assert again.learn(2) is None
+    assert again.level(TASKS[0]) == 1
+    assert "must see the run's folder" in str(again.learn(4))
+    rows = dataset_rows(TASKS, "playground", "validation", EpisodeTerms("s", 2), again.level)
+    levels = [EpisodePlan.from_json(row["extra_info"]["episode"]).terms.hint_level for row in rows]
+    assert levels == [1] + [2] * (len(TASKS) - 1)
+
+
+def test_what_was_solved_of_the_test_tasks_is_read_from_the_log(tmp_path: Path) -> None:
+    log, counts = tmp_path / "after.jsonl", [*["base"] * 4, *["miss_param"] * 2]
+    tasks = [replace(TASKS[0], category=category) for category in counts]
+    assert solved_in(log, tasks) is None
+    measured = {"val-core/base/acc/mean@1": 0.75, "val-core/miss_param/acc/mean@1": 0.0}
+    log.write_text(json.dumps({"step": 0, "data": measured}) + "\n")
+    assert solved_in(log, tasks) == {"base": Solved(3, 4), "miss_param": Solved(0, 2)}
+    with pytest.raises(CurriculumError, match="does not report late"):
+        solved_in(log, [*tasks, replace(TASKS[0], category="late")])
+
+
+def test_steps_that_taught_nothing_are_found_in_the_log_once() -> None:
+    silent = {"critic/advantages/max": 0.0, "critic/advantages/min": 0.0, "critic/score/mean": 0.0}
+    steps = {step: LoggedStep(step, silent) for step in range(1, 6)}
+    found = finding_in(steps, 0, 4)
+    assert found is not None
+    assert (found.step, found.steps, found.cold) == (3, 3, True)
+    assert finding_in(steps, 3, 5) is None
+    steps[1] = LoggedStep(1, {**silent, "critic/advantages/max": 1.0, "critic/score/mean": 0.5})
+    late = finding_in(steps, 0, 5)
+    assert late is not None
+    assert (late.step, late.cold) == (4, False)

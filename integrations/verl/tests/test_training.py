@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -18,14 +20,17 @@ from envtune_agents.cli import app
 from envtune_agents.curriculum import AdvanceRule, Move, Stage
 from envtune_agents.errors import CurriculumError, MissingDependencyError, TaskError, WeightsError
 from envtune_agents.progress import FORMAT_REWARD
+from envtune_agents.rollout import collect
 from envtune_agents.task_source import find_task_source
+from envtune_agents.testing import solution_model
 from envtune_agents.types import Task
 from envtune_verl import Trained, VerlSettings, planned_commands, train
 from envtune_verl.run_folder import Commands, StageFolder
 from envtune_verl.training import check_verl
 
 SCRIPT = Path(__file__).with_name("scripted_trainer.py")
-COMMANDS = Commands((sys.executable, str(SCRIPT)), (sys.executable, str(SCRIPT)))
+PLAY = (sys.executable, str(SCRIPT))
+COMMANDS = Commands(PLAY, PLAY, imitator=PLAY, imitation=(), adapter_merger=(sys.executable, "-c", "pass"))
 STAGES = (Stage("one", FORMAT_REWARD, max_steps=4), Stage("two", hint_level=2, max_steps=2))
 SETTINGS = VerlSettings(prompts=2, samples=2, evaluate_every=2, save_every=2, validation_tasks=4)
 
@@ -185,7 +190,7 @@ def test_the_command_line_plans_a_run_and_knows_its_own_options(model: Path, tmp
     assert planned.output.count("run.sh 2 ") == planned.output.count("run.sh 3 ") == 4
     assert planned.output.count("merge.sh") == 4
     assert "a.b=1" in (tmp_path / "run" / "4_alignment" / "overrides.txt").read_text()
-    for wrong, engine in ((["--lora", "8"], "verl"), (["--gpus", "2", "--engine", "trl"], "trl")):
+    for wrong, engine in ((["--precision", "4bit"], "verl"), (["--gpus", "2", "--engine", "trl"], "trl")):
         with pytest.raises(TaskError, match=f"--engine {engine} has no such option"):
             CliRunner().invoke(app, [*base, *wrong], catch_exceptions=False)
 
@@ -201,6 +206,90 @@ def test_equal_rewards_are_an_event_with_advice(model: Path, tmp_path: Path) -> 
 
     run(model, tmp_path / "run", {"one": {"2": {"equal": True}}}, table=Listening(), stages=STAGES[:1])
     assert [text[:44] for text in said if "are equal" in text] == ["step 2: every group's rewards are equal, so "]
+
+
+COLD: dict[str, Any] = {"one": {str(step): {"cold": True} for step in range(1, 5)}}
+
+
+def test_a_model_that_cannot_begin_is_warmed_up_and_begins_again(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(model, out, COLD, warm_up="auto", stages=STAGES[:1], tasks=tasks_of("train", 12))
+    moves = [(decision.step, decision.move) for decision in done.curriculum.decisions]
+    assert moves == [(2, Move.STAY), (3, Move.RESTART), (2, Move.STAY), (4, Move.FINISH)]
+    restart = done.curriculum.decisions[1]
+    assert restart.reasons[0].startswith("steps 1 to 3: every group's rewards are equal, so they teach nothing.")
+    assert restart.reasons[1] == "Warmed up by imitating the solutions of training tasks."
+    assert f"actor_rollout_ref.model.path={out / 'warm_up' / 'model'}" in (out / "one" / "overrides.txt").read_text()
+    assert (out / "one.cold" / "logs").is_dir()
+    table = parquet.read_table(out / "warm_up" / "train.parquet").to_pylist()
+    assert len(table) == 12
+    said = table[0]["messages"]
+    assert [message["role"] for message in said[:3]] == ["system", "user", "assistant"]
+    assert "<tools>" in said[0]["content"]
+    assert said[2]["content"].startswith("<tool_call>")
+
+
+def test_a_warm_up_that_was_cut_off_is_made_when_the_run_goes_on(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken = replace(COMMANDS, imitator=(sys.executable, "-c", "raise SystemExit('no GPU')"))
+    given: dict[str, Any] = {"warm_up": "auto", "stages": STAGES[:1], "tasks": tasks_of("train", 12)}
+    with pytest.raises(CurriculumError, match="no GPU"):
+        run(model, out, COLD, commands=broken, **given)
+    done = run(model, out, COLD, **given)
+    assert [decision.move for decision in done.curriculum.decisions][1:] == [Move.RESTART, Move.STAY, Move.FINISH]
+
+
+def test_without_a_warm_up_a_cold_start_is_an_event_that_names_the_next_step(model: Path, tmp_path: Path) -> None:
+    done = run(model, tmp_path / "run", COLD, stages=STAGES[:1])
+    event = next(decision for decision in done.curriculum.decisions if decision.step == 3)
+    assert event.move is Move.STAY
+    assert "--warm-up auto" in event.reasons[1]
+
+
+async def test_a_rollout_file_is_imitated_first_and_only_once(model: Path, tmp_path: Path) -> None:
+    tasks, out = tasks_of("train", 12), tmp_path / "run"
+    await collect(tasks, solution_model(tasks), find_task_source("playground").environment, out=tmp_path / "good")
+    given: dict[str, Any] = {"warm_up": tmp_path / "good" / "rollouts.jsonl", "stages": STAGES[:1], "tasks": tasks}
+    assert (await asyncio.to_thread(run, model, out, **given)).finished
+    assert (out / "warm_up" / "model" / "from.txt").read_text() == str(
+        out / "warm_up" / "checkpoints" / "global_step_1"
+    )
+    before = sorted((out / "warm_up" / "logs").iterdir())
+    assert (await asyncio.to_thread(run, model, out, **given)).finished
+    assert sorted((out / "warm_up" / "logs").iterdir()) == before
+    with pytest.raises(CurriculumError, match="another warm-up rollouts"):
+        await asyncio.to_thread(run, model, out, stages=STAGES[:1], tasks=tasks)
+    with pytest.raises(CurriculumError, match=r"takes 16 rollouts in one step, and .* has 12"):
+        await asyncio.to_thread(run, model, tmp_path / "b", **given, settings=replace(SETTINGS, gpus=16))
+
+
+def test_help_follows_the_rewards_of_the_chunk_before(model: Path, tmp_path: Path) -> None:
+    out, stages = tmp_path / "run", (replace(STAGES[1], max_steps=6),)
+    script = {"two": {str(step): {"progress": 1.0} for step in (1, 2, 3, 4)} | {"6": {"fail": "die"}}}
+    with pytest.raises(CurriculumError, match="ended with code"):
+        run(model, out, script, stages=stages, adaptive=True)
+    known = json.loads((out / "two" / "difficulty.json").read_text())
+    assert known["step"] == 4
+    assert set(known["controller"]["levels"].values()) == {0}
+    assert run(model, out, {}, stages=stages, adaptive=True).finished
+    rows = parquet.read_table(out / "two" / "train.parquet").to_pylist()
+    assert [json.loads(row["extra_info"]["episode"])["terms"]["hint_level"] for row in rows] == [0] * 4
+    assert [row["extra_info"]["index"] for row in rows] == [0, 1, 2, 3]
+    assert json.loads((out / "two" / "difficulty.json").read_text())["step"] == 6
+
+
+def test_the_model_card_has_what_verl_measured_on_the_test_tasks(model: Path, tmp_path: Path) -> None:
+    test = find_task_source("playground").load("test", ["base", "miss_param"])[::20]
+    done = run(model, tmp_path / "run", stages=STAGES[:1], test=test, settings=replace(SETTINGS, lora=8))
+    card = (done.weights / "README.md").read_text()
+    assert "| base | 5 | 5 | 100.00% | 50.00% |" not in card  # half of five is no number of tasks
+    assert "| **OVERALL** | **10** | **10** | **100.00%** | **40.00%** |" in card
+    assert "LoRA adapters of rank 8, merged after each stage" in card
+    logs = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "test").glob("*.jsonl")}
+    assert len(logs) == 2
+    (done.weights / "README.md").unlink()
+    run(model, tmp_path / "run", stages=STAGES[:1], test=test, settings=replace(SETTINGS, lora=8))
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
 
 
 def test_a_plateau_ends_a_stage_before_its_budget(model: Path, tmp_path: Path) -> None:
@@ -236,6 +325,6 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_unsupported_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envtune_verl.training.version", lambda name: "0.10.0")
+    monkeypatch.setattr("envtune_agents.curriculum.training_run.version", lambda name: "0.10.0")
     with pytest.raises(MissingDependencyError, match=r"verl 0\.10\.0 is installed"):
         check_verl()

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from envtune_agents.types import Task
 
 VERL_INSTALL = "pip install -e 'integrations/verl[vllm]', in an environment of its own"
-ONLY_TRL = (
-    "lora", "precision", "micro_batch", "max_context", "concurrency", "warm_up", "test_tasks", "merge", "adaptive",
-)  # fmt: skip
+ONLY_TRL = ("precision", "micro_batch", "max_context", "concurrency", "merge")
 """Options that `--engine verl` does not have."""
 ONLY_VERL = ("gpus", "nodes", "override", "dry_run")
 """Options that `--engine trl` does not have."""
+
+GOES_ON = "{out} holds what was saved so far, and the same command goes on from the last checkpoint"
+"""What Ctrl-C says."""
 
 
 def refuse_options(context: typer.Context, names: Sequence[str], engine: str) -> None:
@@ -42,6 +43,9 @@ def train_on_many(
     stages: Sequence[Stage],
     tasks: Sequence[Task],
     settings: Mapping[str, Any],
+    warm_up: str | None,
+    adaptive: bool,
+    test: Sequence[Task],
     report_to: str,
     dry_run: bool,
 ) -> Any:
@@ -49,10 +53,17 @@ def train_on_many(
     verl: Any = require("envtune_verl", feature="envtune train --engine verl", install=VERL_INSTALL)
     loggers = ("console",) if report_to == "none" else ("console", report_to)
     values = verl.VerlSettings(**settings, loggers=loggers)
-    chosen: dict[str, Any] = {"out": out, "stages": stages, "settings": values, "tasks": tasks}
+    chosen: dict[str, Any] = {
+        "out": out,
+        "stages": stages,
+        "settings": values,
+        "tasks": tasks,
+        "warm_up": warm_up,
+        "adaptive": adaptive,
+    }
     if dry_run:
         for command in verl.planned_commands(model, source, **chosen, table=verl.Table(err)):
             console.print(command, soft_wrap=True, markup=False, highlight=False)
         return None
-    on_interrupt(f"{out} holds what was saved so far, and the same command goes on from there")
-    return verl.train(model, source, **chosen, table=verl.Table(err))
+    on_interrupt(GOES_ON.format(out=out))
+    return verl.train(model, source, **chosen, test=test, table=verl.Table(err))

@@ -64,14 +64,31 @@ class Curriculum:
 
     def observe(self, evaluation: Evaluation) -> Decision:
         """Takes in one evaluation of the stage and decides. Every decision is logged and, with a path, saved."""
-        stage = self.stage
-        if stage is None:
-            raise CurriculumError("All stages are over; there is nothing left to decide.")
+        stage = self._now()
         trouble = broken(evaluation)
         if trouble:
             decision = Decision(Move.STOP, stage.name, evaluation.step, (trouble, "Go back to the last good weights."))
         else:
             decision = self._judge(stage, evaluation)
+        return self._record(decision)
+
+    def remark(self, step: int, *reasons: str) -> Decision:
+        """Records something that the stage has shown and that moves nothing, such as steps that taught nothing."""
+        return self._record(Decision(Move.STAY, self._now().name, step, reasons))
+
+    def restart(self, step: int, *reasons: str) -> Decision:
+        """Forgets what the present stage has shown, for it begins again from other weights, and records why."""
+        stage = self._now()
+        self._histories[self._at] = StageHistory()
+        return self._record(Decision(Move.RESTART, stage.name, step, reasons))
+
+    def _now(self) -> Stage:
+        if self.stage is None:
+            raise CurriculumError("All stages are over; there is nothing left to decide.")
+        return self.stage
+
+    def _record(self, decision: Decision) -> Decision:
+        """The decision, logged and, with a path, saved."""
         self.decisions.append(decision)
         log.info("%s", decision)
         if self._path is not None:

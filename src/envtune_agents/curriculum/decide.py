@@ -38,6 +38,8 @@ class Move(StrEnum):
     """The last stage is over."""
     STOP = "stop"
     """The numbers are broken (NaN): stop and keep the last good weights."""
+    RESTART = "restart"
+    """Begin this stage again, from other weights: a warm-up has taught what it could not begin without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""What every trainer needs of a run: which tasks it trains on, which it validates with, and that nothing has changed.
+"""What every trainer needs of a run: its tasks, its budgets, that nothing has changed, and what it leaves behind.
 
-In: a source's tasks, settings as plain values. Out: the two lists, budgets of steps, and one file that a later call of
-the same run is held against.
+In: a source's tasks, settings as plain values. Out: the two lists, budgets of steps, one file that a later call of the
+same run is held against, and `Trained`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,56 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
+from envtune_agents.curriculum.curriculum import Curriculum
+from envtune_agents.curriculum.settings import LearningSettings
 from envtune_agents.curriculum.stages import Stage
-from envtune_agents.errors import CurriculumError
+from envtune_agents.errors import CurriculumError, MissingDependencyError
 from envtune_agents.types import Task
 
 VALIDATION = "validation"
 """The split that validation tasks come from, where a source has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run left behind."""
+
+    weights: Path
+    """Folder of the trained weights: an adapter with LoRA, else a whole checkpoint. Where a run was stopped before it
+    had any, what the stage began with."""
+    curriculum: Curriculum
+    """Every decision and evaluation."""
+    finished: bool
+    """False when a stage was stopped because its numbers broke; `weights` are the last good ones then."""
+
+
+def check_version(
+    package: str, low: tuple[int, int], high: tuple[int, int], *, feature: str, install: str, extra: str = ""
+) -> None:
+    """Raises `MissingDependencyError` unless `package` is installed in a version from `low` to before `high`.
+
+    `feature` completes the sentence "… needs …"; `install` is the command that installs it, `extra` what follows the
+    name where another version replaces the one that is there.
+    """
+    bounds = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise MissingDependencyError(
+            f"{feature[0].upper()}{feature[1:]} needs {package}{bounds}. Install it with:\n  {install}"
+        ) from None
+    if not low <= Version(found).release[:2] < high:
+        raise MissingDependencyError(
+            f"{package} {found} is installed, and {feature} is known to work with {bounds}. Install it with:\n"
+            f"  pip install '{package}{extra}{bounds}'"
+        )
 
 
 def split_tasks(
@@ -75,6 +115,24 @@ def with_budget(stage: Stage, tasks: Sequence[Task]) -> Stage:
     if stage.max_steps is not None:
         return stage
     return replace(stage, max_steps=math.ceil(stage.epochs * len(stage.tasks(tasks)) / stage.prompts))
+
+
+def run_identity(
+    model: str | Path,
+    tasks: Sequence[Task],
+    validation: Sequence[Task],
+    stages: Sequence[Stage],
+    settings: LearningSettings,
+) -> dict[str, Any]:
+    """What a run depends on, for `check_unchanged`: settings in `FREE` are left out."""
+    return {
+        "model": str(model),
+        "model files": checkpoint_digest(model),
+        "tasks": task_digest(tasks),
+        "validation tasks": task_digest(validation),
+        "stages": [asdict(stage) for stage in stages],
+        **{key: value for key, value in asdict(settings).items() if key not in settings.FREE},
+    }
 
 
 def check_unchanged(path: Path, now: Mapping[str, Any]) -> None:

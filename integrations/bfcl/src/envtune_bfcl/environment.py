@@ -249,6 +249,7 @@ def task_source() -> TaskSource:
     from envtune_bfcl.labels import unsolvable
     from envtune_bfcl.results import export_results, official_verdict
     from envtune_bfcl.rules import hint_rules
+    from envtune_bfcl.truths import solution_of
 
     return TaskSource(
         load=load_tasks,
@@ -259,4 +260,5 @@ def task_source() -> TaskSource:
         flagged=unsolvable,
         fingerprint=fingerprint,
         export=export_results,
+        solution=solution_of,
     )

@@ -16,7 +16,7 @@ from typing import Any
 from envtune_agents.errors import TaskError
 from envtune_agents.types import Task
 from envtune_bfcl.apis import Scenario, Template, api_methods, load_scenario, scenario_of
-from envtune_bfcl.calls import called_name, parsed_arguments, plain_call
+from envtune_bfcl.calls import called_name, parse_call, parsed_arguments, plain_call
 from envtune_bfcl.copies import Instance, copied, copy_value
 from envtune_bfcl.worlds import NO_TRACKS, Meaning, Tracks, World, meaning
 
@@ -150,6 +150,12 @@ def truth_of(task: Task) -> Truth:
             _truths.clear()
         _truths[task.task_id] = truth
     return truth
+
+
+def solution_of(task: Task) -> list[list[tuple[str, Mapping[str, Any]]]]:
+    """The ground truth's calls, turn by turn, each as name and arguments: what a warm-up may imitate."""
+    calls = [[parse_call(text) for text in turn.calls] for turn in truth_of(task).turns]
+    return [[(call.name, call.args) for call in turn] for turn in calls]
 
 
 def world_name(task: Task, role: str = "") -> str:

@@ -4,9 +4,10 @@ Comes in: a checkpoint, tasks and their environment, stages. Goes out: a run fol
 and the trained weights. Episodes are the library's LangGraph ones; TRL computes the loss and steps the optimizer.
 """
 
+from envtune_agents.curriculum import Trained
 from envtune_trl.progress import Table
 from envtune_trl.rollouts import EpisodeRollouts, task_dataset
 from envtune_trl.settings import TrainSettings
-from envtune_trl.training import Trained, train
+from envtune_trl.training import train
 
 __all__ = ["EpisodeRollouts", "Table", "TrainSettings", "Trained", "task_dataset", "train"]

@@ -1,34 +1,35 @@
-"""A supervised warm-up on rollouts: for a model that cannot call tools yet, or to start from a better one."""
+"""Imitation: training rows -> weights under which they are likelier."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 from envtune_agents.errors import ScorerError
-from envtune_agents.rollout import read_rollouts
-from envtune_agents.tape import TapeBranch, branches_of
-from envtune_agents.types import Rollout
+from envtune_agents.tape import TapeBranch
 from envtune_trl.settings import TrainSettings
 from envtune_trl.weights import Policy
 
 WARM_UP_RATE = 5e-4
 """Learning rate of the warm-up with LoRA; all weights take a tenth of it."""
-
-
-def imitate(policy: Policy, rollouts: Path, settings: TrainSettings, *, epochs: int = 1) -> list[float]:
-    """Teaches the policy the rollouts that earned something, token for token; gives the loss of each step."""
-    rows = [row for rollout in read_rollouts(rollouts) if _worthy(rollout) for row in branches_of(rollout)]
-    return imitate_rows(policy, rows, settings, epochs=epochs)
+ROWS_PER_STEP = 4
+"""So that a hundred rows are 25 steps, enough to teach the form of a call (ours)."""
 
 
 def imitate_rows(
-    policy: Policy, rows: list[TapeBranch], settings: TrainSettings, *, epochs: int = 1, rate: float | None = None
+    policy: Policy,
+    rows: Sequence[TapeBranch],
+    settings: TrainSettings,
+    *,
+    epochs: int = 1,
+    rate: float | None = None,
+    rows_per_step: int = ROWS_PER_STEP,
 ) -> list[float]:
-    """Teaches the policy these rows: mean negative log-likelihood of the sampled tokens, four micro-batches a step.
+    """Teaches the policy these rows, token for token; gives the loss of each step.
 
-    `rate` is the learning rate; without one `WARM_UP_RATE` holds.
+    The loss is the mean negative log-likelihood of the sampled tokens. `rate` is the learning rate; without one
+    `WARM_UP_RATE` holds.
     """
     import torch
 
@@ -42,10 +43,9 @@ def imitate_rows(
     rate = rate or (WARM_UP_RATE if settings.lora else WARM_UP_RATE / 10)
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     order = [row for _ in range(epochs) for row in Random(settings.seed).sample(rows, k=len(rows))]
-    size = 4 * settings.micro_batch
     losses = []
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
+    for start in range(0, len(order), rows_per_step):
+        batch = order[start : start + rows_per_step]
         total = 0.0
         for row in batch:
             loss = _loss(model, row) / len(batch)
@@ -67,7 +67,3 @@ def _loss(model: Any, row: TapeBranch) -> Any:
     logits = model(input_ids=ids[:, :-1]).logits[0].float()
     chosen = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return -chosen[mask[1:]].mean()
-
-
-def _worthy(rollout: Rollout) -> bool:
-    return rollout.error is None and bool(rollout.reward)

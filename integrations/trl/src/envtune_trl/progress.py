@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envtune_agents.curriculum import Curriculum, Decision, Evaluation, Move
-from envtune_agents.task_source import TaskSource
+from envtune_agents.curriculum import Curriculum, Decision, Evaluation, LearningSignal, Move, Silence
 from envtune_agents.types import Task
 from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily, summary_of
 from envtune_trl.settings import TrainSettings
 
+METRICS = "metrics.jsonl"
+"""File of a stage with one line for each training step."""
 DIFFICULTY = "difficulty.json"
 """File of a stage in which its `DifficultyController` is kept."""
 COLUMNS = (
@@ -30,6 +33,9 @@ COLUMNS = (
     "grad norm",
     "kl",
 )
+
+COLD_START = "Warm the model up: --warm-up auto, or --warm-up rollouts.jsonl with good rollouts."
+"""What to do with a model that cannot begin."""
 
 
 class Table:
@@ -87,13 +93,21 @@ class StageProgress:
     curriculum: Curriculum
     rollouts: EpisodeRollouts
     held_out: Sequence[Task]
-    source: TaskSource
     settings: TrainSettings
     table: Table
-    steps: int
-    """Most steps of the stage."""
+    signal: LearningSignal = field(default_factory=LearningSignal)
+    may_warm_up: bool = False
+    """Whether training ends when the model cannot begin, for a warm-up."""
     move: Move = Move.STAY
+    cold: Silence | None = None
+    """Why training was ended for a warm-up."""
     _norms: list[float] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Most steps of the stage; every stage of a run has a budget."""
+        assert self.rollouts.stage.max_steps is not None
+        return self.rollouts.stage.max_steps
 
     def callback(self) -> Any:
         """The transformers callback that does it."""
@@ -112,7 +126,7 @@ class StageProgress:
                     return  # the summary at the end of training
                 progress.logged(step, dict(logs), control, Path(args.output_dir))
                 due = step % progress.settings.evaluate_every == 0 or step >= progress.steps
-                if due and progress.move is Move.STAY:
+                if due and progress.move is Move.STAY and progress.cold is None:
                     progress.evaluate(step, control, model)
 
         return Callback()
@@ -130,19 +144,31 @@ class StageProgress:
             "kl": logs.get("kl"),
             **note,
         }
-        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.rollouts.difficulty is not None:
-            (folder / DIFFICULTY).write_text(json.dumps(self.rollouts.difficulty.state()), encoding="utf-8")
+            part = folder / f"{DIFFICULTY}.part"
+            part.write_text(json.dumps(self.rollouts.difficulty.state()), encoding="utf-8")
+            os.replace(part, folder / DIFFICULTY)  # whole, whenever the run is killed
         self.table.add([_cell(record, name) for name in COLUMNS])
         self._norms.append(norm)
         if not math.isfinite(norm) or not math.isfinite(loss):
             self._decide(Evaluation(step, 0.0, (float("nan"),)), control)
-        elif note and note["mixed_groups"] == 0.0:
-            self.table.note(
-                f"step {step}: every group's rewards are equal, so this step teaches nothing. If it stays so at 0, "
-                "warm the model up with rollouts, raise the hint level, or take easier tasks; if at the top, go on."
-            )
+        elif note:
+            self._listen(step, note["mixed_groups"], float(logs.get("reward") or 0.0), control)
+
+    def _listen(self, step: int, mixed_groups: float, reward: float, control: Any) -> None:
+        """Says when a step taught nothing; a finding is recorded, or ends training for a warm-up."""
+        silence = self.signal.observe(step, mixed_groups, reward)
+        if silence is None:
+            return
+        if not self.signal.finding(silence):
+            self.table.note(str(silence))
+        elif silence.cold and self.may_warm_up:
+            self.cold = silence
+            control.should_save = control.should_training_stop = True
+        else:
+            self.table.note(str(self.curriculum.remark(step, str(silence), silence.advice(COLD_START))))
 
     def evaluate(self, step: int, control: Any, model: Any = None) -> None:
         """Greedy validation without hints, and what the curriculum makes of it."""
@@ -175,10 +201,10 @@ class StageProgress:
         rollouts = evaluate_greedily(
             self.rollouts.engine,
             self.held_out,
-            self.source.environment,
-            self.source.hint_engine(level),
+            self.rollouts.source,
             self.settings,
-            self.rollouts.stage.name,
+            level=level,
+            stage=self.rollouts.stage.name,
         )
         return summary_of(rollouts)
 
@@ -190,6 +216,20 @@ class StageProgress:
             control.should_save = decision.move is not Move.STOP  # broken weights must not become the newest checkpoint
             control.should_training_stop = True
         return decision
+
+
+def known_signal(folder: Path) -> LearningSignal:
+    """The signal as a stopped stage's metrics leave it, so that a stage that has learnt something is never cold."""
+    signal = LearningSignal()
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).exists() else []
+    for line in lines:
+        with suppress(ValueError):  # a kill cut it off
+            record = json.loads(line)
+            if record.get("mixed_groups") is not None:
+                silence = signal.observe(record["step"], record["mixed_groups"], record["reward"] or 0.0)
+                if silence is not None:
+                    signal.finding(silence)
+    return signal
 
 
 _FIELDS = {

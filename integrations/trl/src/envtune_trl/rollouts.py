@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
+from langchain_core.language_models import BaseChatModel
 from pydantic import PrivateAttr
 
 from envtune_agents import ChatTransformers, run_episode
+from envtune_agents.chat_model import TokenEngine
 from envtune_agents.curriculum import DifficultyController, Stage
 from envtune_agents.engine import Engine
 from envtune_agents.errors import EngineError, ScorerError
-from envtune_agents.hints import HintEngine
 from envtune_agents.progress import PROGRESS_REWARD, RewardMix
 from envtune_agents.tape import TapeBranch, tape_of
-from envtune_agents.types import Environment, Rollout, Task
+from envtune_agents.task_source import TaskSource
+from envtune_agents.types import Rollout, Task
 from envtune_trl.settings import TrainSettings
 
 PROMPT_TASK_KEY = "task_id"
@@ -28,17 +31,17 @@ PROMPT_TASK_KEY = "task_id"
 class PolicyModel(ChatTransformers):
     """The chat model over weights that are being trained: its engine runs the trainer's own model."""
 
-    _trained: Engine | None = PrivateAttr(default=None)
+    _trained: Any = PrivateAttr(default=None)
 
     @classmethod
-    def over(cls, engine: Engine, **settings: Any) -> PolicyModel:
+    def over(cls, engine: TokenEngine, **settings: Any) -> PolicyModel:
         """A chat model whose replies `engine` decodes."""
         model = cls(model="policy", **settings)
         model._trained = engine
         return model
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Any:
         """The engine around the trainer's model."""
         if self._trained is None:
             raise EngineError("This chat model belongs to a training run; make it with PolicyModel.over(engine).")
@@ -64,9 +67,9 @@ class EpisodeRollouts:
 
     engine: Engine
     tasks: Mapping[str, Task]
-    environment: Callable[[Task], Environment]
-    hints: Callable[[int], HintEngine]
-    """A hint engine for a level of the dial."""
+    """By their id."""
+    source: TaskSource
+    """How the tasks are played, hinted and scored."""
     stage: Stage
     settings: TrainSettings
     difficulty: DifficultyController | None = None
@@ -97,7 +100,7 @@ class EpisodeRollouts:
         for task in tasks:
             jobs.append((task, seen[task.task_id]))
             seen[task.task_id] += 1
-        rollouts = _run(self._play_all(jobs))
+        rollouts = run_coroutine(self._play_all(jobs))
         self._observe(rollouts)
         return rollouts
 
@@ -137,24 +140,14 @@ class EpisodeRollouts:
         return rows
 
     async def _play_all(self, jobs: Sequence[tuple[Task, int]]) -> list[Rollout]:
-        open_places = asyncio.Semaphore(self.settings.concurrency)
         model = PolicyModel.over(
             self.engine, temperature=self.settings.temperature, max_tokens=self.settings.max_tokens
         )
-
-        async def one(task: Task, sample: int) -> Rollout:
-            async with open_places:
-                return await run_episode(
-                    model,
-                    self.environment(task),
-                    seed=self.settings.seed + self.generation,
-                    sample=sample,
-                    hints=self.hints(self.level(task)),
-                    max_steps=self.settings.max_steps_per_turn,
-                    stage=self.stage.name,
-                )
-
-        return list(await asyncio.gather(*(one(task, sample) for task, sample in jobs)))
+        seed = self.settings.seed + self.generation
+        play = partial(play_episode, model, self.source, self.settings, stage=self.stage.name, seed=seed)
+        return await at_once(
+            self.settings.concurrency, [partial(play, task, self.level(task), sample=sample) for task, sample in jobs]
+        )
 
     def _observe(self, rollouts: Sequence[Rollout]) -> None:
         if self.difficulty is not None and self.stage.augmented:
@@ -186,27 +179,48 @@ def reward_from_rollouts(
 def evaluate_greedily(
     engine: Engine,
     tasks: Sequence[Task],
-    environment: Callable[[Task], Environment],
-    hints: HintEngine,
+    source: TaskSource,
     settings: TrainSettings,
+    *,
+    level: int = 0,
     stage: str = "",
 ) -> list[Rollout]:
-    """One greedy rollout of each task."""
+    """One greedy rollout of each task, with hints of a level of the dial."""
     engine.clear_cache()
     model = PolicyModel.over(engine, temperature=0.0, max_tokens=settings.max_tokens)
+    play = partial(play_episode, model, source, settings, level=level, stage=stage)
+    return run_coroutine(at_once(settings.concurrency, [partial(play, task) for task in tasks]))
 
-    async def all_of_them() -> list[Rollout]:
-        open_places = asyncio.Semaphore(settings.concurrency)
 
-        async def one(task: Task) -> Rollout:
-            async with open_places:
-                return await run_episode(
-                    model, environment(task), hints=hints, max_steps=settings.max_steps_per_turn, stage=stage
-                )
+async def play_episode(
+    model: BaseChatModel,
+    source: TaskSource,
+    settings: TrainSettings,
+    task: Task,
+    level: int = 0,
+    **options: Any,
+) -> Rollout:
+    """One episode under the source's own terms, as in evaluation and deployment; `options` are `run_episode`'s."""
+    return await run_episode(
+        model,
+        source.environment(task),
+        hints=source.hint_engine(level),
+        scorer=source.scorer,
+        malformed_ends_turn=source.malformed_ends_turn,
+        max_steps=settings.max_steps_per_turn,
+        **options,
+    )
 
-        return list(await asyncio.gather(*map(one, tasks)))
 
-    return _run(all_of_them())
+async def at_once(most: int, episodes: Iterable[Callable[[], Coroutine[Any, Any, Rollout]]]) -> list[Rollout]:
+    """The rollouts in order, with at most `most` episodes at the same time."""
+    open_places = asyncio.Semaphore(most)
+
+    async def one(episode: Callable[[], Coroutine[Any, Any, Rollout]]) -> Rollout:
+        async with open_places:
+            return await episode()
+
+    return list(await asyncio.gather(*map(one, episodes)))
 
 
 def summary_of(rollouts: Sequence[Rollout], reward: RewardMix = PROGRESS_REWARD) -> dict[str, float]:
@@ -252,7 +266,7 @@ def _branch(rollout: Rollout) -> TapeBranch | None:
     return branches[rollout.sample % len(branches)] if branches else None
 
 
-def _run(work: Coroutine[Any, Any, list[Rollout]]) -> list[Rollout]:
+def run_coroutine(work: Coroutine[Any, Any, list[Rollout]]) -> list[Rollout]:
     """The result of a coroutine, from code that has no event loop of its own."""
     try:
         asyncio.get_running_loop()

@@ -6,54 +6,51 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from envtune_agents.curriculum import (
+    CARD,
     FOUR_STAGES,
     AdvanceRule,
     Curriculum,
     DifficultyController,
     Move,
+    Silence,
     Stage,
+    Trained,
     check_unchanged,
+    check_version,
     checkpoint_digest,
+    run_identity,
+    solved_by_category,
     split_tasks,
-    task_digest,
     with_budget,
+    write_card,
 )
-from envtune_agents.errors import CurriculumError, MissingDependencyError
+from envtune_agents.errors import CurriculumError
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import Rollout, Task
-from envtune_trl.card import CARD, write_card
-from envtune_trl.progress import DIFFICULTY, StageProgress, Table
+from envtune_trl.progress import DIFFICULTY, StageProgress, Table, known_signal
 from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily, reward_from_rollouts, task_dataset
 from envtune_trl.settings import TrainSettings
+from envtune_trl.warm_up import NO_LESSONS, find_lessons, make_warm_up, read_warm_up, warm_weights, warmed_up
 from envtune_trl.weights import (
-    ADAPTER,
-    FULL,
+    Policy,
     check_prefix_preserving,
     load_policy,
     merged,
     save_policy,
+    trainable_base,
+    weights_in,
 )
 
+TRL_INSTALL = "pip install -e integrations/trl"
 SUPPORTED_TRL = ((1, 16), (1, 17))
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a run left behind."""
-
-    weights: Path
-    """Folder of the trained adapter, or of the whole model without LoRA."""
-    curriculum: Curriculum
-    """Every decision and evaluation."""
-    finished: bool
-    """False when a stage was stopped because its numbers broke; `weights` are the last good ones then."""
+AUTO = "auto"
+"""The `warm_up` that is made when the first stage cannot begin."""
 
 
 def train(
@@ -76,25 +73,35 @@ def train(
 
     The same call goes on where a run was stopped or killed. `tasks` and `validation` are the source's "train" and
     "validation" splits unless given; a source without the latter has a part of "train" held out. `warm_up` is a rollout
-    file whose good episodes are imitated first. `adaptive` picks each task's hint level by its success, up to the
-    stage's level. With `test` tasks the weights get a model card with a table measured on them. `merge` also writes a
-    LoRA adapter merged into its base, as `out/merged`. Raises `CurriculumError` when `out` belongs to another run.
+    file whose good episodes are imitated first, or "auto": when no group of the first steps earns a reward, a short
+    imitation of the tasks' solutions, else of the model's own calls under a grammar, and the stage begins again.
+    `adaptive` picks each task's hint level by its success, up to the stage's level. With `test` tasks the weights get a
+    model card with a table measured on them. `merge` also writes a LoRA adapter merged into its base, as `out/merged`.
+    Raises `CurriculumError` when `out` belongs to another run.
     """
-    _check_versions()
+    check_version("trl", *SUPPORTED_TRL, feature="training on one machine", install=TRL_INSTALL)
     settings = settings or TrainSettings()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     train_tasks, held_out, _ = split_tasks(source.load, settings.validation_tasks, tasks=tasks, validation=validation)
     stages = tuple(with_budget(settings.stage(stage), train_tasks) for stage in stages)
-    _check_manifest(folder, model, train_tasks, held_out, stages, settings)
+    examples = checkpoint_digest(warm_up) if warm_up not in (None, AUTO) else None
+    identity = run_identity(model, train_tasks, held_out, stages, settings)
+    check_unchanged(
+        folder / "train.json", {"engine": "trl", **identity, "warm-up rollouts": examples, "adaptive": adaptive}
+    )
     curriculum = Curriculum(stages, rule, path=folder / "curriculum.json")
-    run = _Run(model, source, folder, curriculum, settings, train_tasks, held_out, adaptive, table or Table())
-    start = run.warmed_up(Path(warm_up)) if warm_up is not None else None
-    done = run.go(start)
+    base = trainable_base(model, settings, folder / "base")
+    run = _Run(base, source, folder, curriculum, settings, train_tasks, held_out, adaptive, table or Table())
+    if warm_up == AUTO:
+        run.may_warm_up = True
+    elif warm_up is not None:
+        warmed_up(folder, base, Path(warm_up), settings)
+    done = run.go()
     if done.finished and test:
-        run.describe(done, list(test))
+        run.describe(done, list(test), str(model))
     if done.finished and merge and settings.lora and not (folder / "merged").exists():
-        policy = load_policy(model, settings, done.weights)
+        policy = load_policy(base, settings, done.weights)
         merged(policy, policy.model, folder / "merged")
     return done
 
@@ -110,64 +117,80 @@ class _Run:
     held_out: list[Task]
     adaptive: bool
     table: Table
+    may_warm_up: bool = False
+    """Whether a first stage that cannot begin is warmed up."""
 
-    def warmed_up(self, rollouts: Path) -> Path:
-        """Weights that imitate the solved rollouts of a file; made once."""
-        from envtune_trl.imitation import imitate
-
-        target = self.folder / "warm_up"
-        done = target / "done"
-        if not done.exists():
-            policy = load_policy(self.model, self.settings, None)
-            imitate(policy, rollouts, self.settings)
-            save_policy(policy, policy.model, target, self.settings)
-            done.touch()
-        return _weights_in(target) or target
-
-    def go(self, start: Path | None) -> Trained:
+    def go(self) -> Trained:
         """All stages that are left, each from the weights of the one before."""
-        start = self._last_weights(start)
+        self._begin_again()
+        start = self._last_weights()
         while (stage := self.curriculum.stage) is not None:
-            before = self.curriculum.stage_index
-            trained = self._train_stage(stage, before, start)
-            if self.curriculum.stage_index == before:
-                return Trained(trained or start or Path(self.model), self.curriculum, finished=False)
-            start = trained
+            trained = self._train_stage(stage, self.curriculum.stage_index, start)
+            if trained.cold is not None:
+                self._warm_up(stage, trained.cold)
+                start = warm_weights(self.folder)
+            elif trained.broken:
+                return Trained(trained.weights or start or Path(self.model), self.curriculum, finished=False)
+            else:
+                start = trained.weights
         assert start is not None
         return Trained(start, self.curriculum, finished=True)
 
-    def describe(self, done: Trained, test: list[Task]) -> None:
+    def describe(self, done: Trained, test: list[Task], base: str) -> None:
         """Measures base and trained model on the test tasks and writes the model card beside the weights; made once."""
         if (done.weights / CARD).exists():
             return
-        before, after = (self._tested(start, test) for start in (None, done.weights))
-        tasks = ", ".join(sorted({task.category for task in self.tasks}))
-        base = str(self.model)
-        write_card(done.weights, base, tasks, self.curriculum, self.settings, before, after)
+        before, after = (solved_by_category(self._tested(start, test)) for start in (None, done.weights))
+        made = read_warm_up(self.folder)
+        notes = [str(made)] if made else []
+        write_card(done.weights, base, self.settings.lora, self.curriculum, self.settings, before, after, notes)
 
     def _tested(self, start: Path | None, test: list[Task]) -> list[Rollout]:
         policy = load_policy(self.model, self.settings, start)
         policy.model.eval()
         engine = policy.engine()
         try:
-            return evaluate_greedily(engine, test, self.source.environment, self.source.hint_engine(0), self.settings)
+            return evaluate_greedily(engine, test, self.source, self.settings)
         finally:
             engine.close()
 
-    def _last_weights(self, start: Path | None) -> Path | None:
+    def _last_weights(self) -> Path | None:
         for index in range(self.curriculum.stage_index - 1, -1, -1):
             folder = self._stage_folder(index)
-            found = _weights_in(folder) or last_checkpoint(folder)  # killed before it was written
+            found = weights_in(folder) or last_checkpoint(folder)  # killed before it was written
             if found is not None:
                 return Path(found)
-        return start
+        return warm_weights(self.folder)
 
     def _stage_folder(self, index: int) -> Path:
         return self.folder / self.curriculum.stages[index].name
 
-    def _train_stage(self, stage: Stage, index: int, start: Path | None) -> Path | None:
-        """Trains one stage until the curriculum leaves it or its numbers break; gives the folder of its weights."""
-        trl: Any = import_module("trl")  # exports its names lazily
+    def _warm_up(self, stage: Stage, silence: Silence) -> None:
+        """Imitates what can be found to imitate, and has the stage begin again from there."""
+        self.table.note(f"{silence} Looking for rollouts to imitate.")
+        policy = load_policy(self.model, self.settings, None)
+        chosen = stage.tasks(self.tasks, seed=self.settings.seed)
+        lessons = find_lessons(policy, chosen, self.source, stage, self.settings)
+        if lessons is None:
+            self.may_warm_up = False
+            self.table.note(str(self.curriculum.remark(silence.step, str(silence), silence.advice(NO_LESSONS))))
+            return
+        make_warm_up(self.folder, policy, lessons, self.settings, because=silence)
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        """Sets what a cold stage left aside once its warm-up is there; also where that was cut off."""
+        made = read_warm_up(self.folder)
+        if made is None or made.because is None or any(one.move is Move.RESTART for one in self.curriculum.decisions):
+            return
+        cold = self._stage_folder(0)
+        aside = cold.with_name(f"{cold.name}.cold")
+        if cold.exists() and not aside.exists():
+            cold.rename(aside)
+        self.table.note(str(self.curriculum.restart(made.step, made.because, str(made))))
+
+    def _train_stage(self, stage: Stage, index: int, start: Path | None) -> _StageEnd:
+        """Trains one stage until the curriculum leaves it, its numbers break, or it proves to be cold."""
         folder = self._stage_folder(index)
         policy = load_policy(self.model, self.settings, start)
         check_prefix_preserving(policy)
@@ -176,28 +199,21 @@ class _Run:
         rollouts = EpisodeRollouts(
             engine,
             {task.task_id: task for task in chosen},
-            self.source.environment,
-            self.source.hint_engine,
+            self.source,
             stage,
             self.settings,
             difficulty=_difficulty(folder / DIFFICULTY, stage) if self.adaptive else None,
         )
-        steps = stage.max_steps
-        assert steps is not None
         progress = StageProgress(
-            self.curriculum, rollouts, self.held_out, self.source, self.settings, self.table, steps
+            self.curriculum,
+            rollouts,
+            self.held_out,
+            self.settings,
+            self.table,
+            signal=known_signal(folder),
+            may_warm_up=self.may_warm_up and index == 0 and start is None,
         )
-        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-        trainer = trl.GRPOTrainer(
-            model=policy.model,
-            reward_funcs=reward_from_rollouts,
-            args=_config(self.settings.grpo_options(stage, folder, steps), policy.weights.precision),
-            train_dataset=task_dataset(chosen),
-            processing_class=policy.weights.tokenizer,
-            rollout_func=rollouts,
-            callbacks=[progress.callback()],
-        )
-        trainer.remove_callback(import_module("transformers").PrinterCallback)  # the table says it better
+        trainer = _trainer(policy, rollouts, progress, folder, chosen)
         self.table.start()
         try:
             with _memory_advice(self.settings):
@@ -205,10 +221,45 @@ class _Run:
         finally:
             self.table.stop()
             engine.close()
+        if progress.cold is not None:
+            return _StageEnd(None, cold=progress.cold)
         if progress.move is Move.STOP:
             good = last_checkpoint(folder)
-            return Path(good) if good else start
-        return save_policy(policy, trainer.model, folder, self.settings)
+            self.table.note(
+                f"The last good weights are in {good or start or self.model}. Begin in a new folder with a lower "
+                f"learning rate (now {self.settings.learning_rate:g}) or a larger kl (now {self.settings.kl:g})."
+            )
+            return _StageEnd(Path(good) if good else None, broken=True)
+        return _StageEnd(save_policy(policy, trainer.model, folder, self.settings))
+
+
+@dataclass(frozen=True, slots=True)
+class _StageEnd:
+    """How the training of a stage ended."""
+
+    weights: Path | None
+    """The stage's weights; of a broken one the last good ones, None when it saved none."""
+    broken: bool = False
+    cold: Silence | None = None
+
+
+def _trainer(
+    policy: Policy, rollouts: EpisodeRollouts, progress: StageProgress, folder: Path, tasks: Sequence[Task]
+) -> Any:
+    """TRL's trainer for one stage."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    trl: Any = import_module("trl")  # exports its names lazily
+    trainer = trl.GRPOTrainer(
+        model=policy.model,
+        reward_funcs=reward_from_rollouts,
+        args=_config(rollouts.settings.grpo_options(rollouts.stage, folder, progress.steps), policy.weights.precision),
+        train_dataset=task_dataset(tasks),
+        processing_class=policy.weights.tokenizer,
+        rollout_func=rollouts,
+        callbacks=[progress.callback()],
+    )
+    trainer.remove_callback(import_module("transformers").PrinterCallback)  # the table says it better
+    return trainer
 
 
 def _config(options: dict[str, Any], precision: str) -> Any:
@@ -239,49 +290,6 @@ def last_checkpoint(folder: Path) -> str | None:
         if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()
     ]
     return str(max(found)[1]) if found else None
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """The folder of a stage's trained weights, or None when they were not written."""
-    return next((folder / name for name in (ADAPTER, FULL) if (folder / name).is_dir()), None)
-
-
-def _check_versions() -> None:
-    try:
-        found = version("trl")
-    except ImportError:
-        raise MissingDependencyError(
-            "Training on one machine needs TRL. Install it with:\n  pip install -e integrations/trl"
-        ) from None
-    low, high = SUPPORTED_TRL
-    now = tuple(int(part) for part in found.split(".")[:2])
-    if not low <= now < high:
-        raise MissingDependencyError(
-            f"TRL {found} is installed, and its custom rollouts are known to work from {low[0]}.{low[1]} to before "
-            f"{high[0]}.{high[1]}. Install it with:\n  pip install 'trl>={low[0]}.{low[1]},<{high[0]}.{high[1]}'"
-        )
-
-
-def _check_manifest(
-    folder: Path,
-    model: str | Path,
-    tasks: Sequence[Task],
-    held_out: Sequence[Task],
-    stages: Sequence[Stage],
-    settings: TrainSettings,
-) -> None:
-    """Writes what the run depends on, or compares it with what is there."""
-    free = {"micro_batch", "max_context", "concurrency", "save_every", "keep_checkpoints", "report_to"}
-    free |= {"gradient_checkpointing"}
-    now = {
-        "model": str(model),
-        "model files": checkpoint_digest(model),
-        "tasks": task_digest(tasks),
-        "validation tasks": task_digest(held_out),
-        "stages": [asdict(stage) for stage in stages],
-        **{key: value for key, value in asdict(settings).items() if key not in free},
-    }
-    check_unchanged(folder / "train.json", now)
 
 
 @contextmanager

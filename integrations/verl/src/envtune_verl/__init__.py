@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from envtune_agents.curriculum import Trained
 from envtune_verl.dataset import EpisodeTerms, dataset_rows, write_dataset
 from envtune_verl.overrides import stage_overrides
 from envtune_verl.settings import VerlSettings
 from envtune_verl.table import Table
-from envtune_verl.training import Trained, planned_commands, train
+from envtune_verl.training import planned_commands, train
 
 if TYPE_CHECKING:
     from envtune_verl.agent_loop import EnvTuneAgentLoop

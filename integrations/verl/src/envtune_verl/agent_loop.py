@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import uuid
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envtune_agents import run_episode
@@ -27,6 +28,7 @@ from envtune_verl.outputs import (
     untrainable_row,
 )
 from envtune_verl.policy import ServedPolicy, ServerEngine, served_weights
+from envtune_verl.rewards import note_reward
 from envtune_verl.settings import VERL_INSTALL
 
 if TYPE_CHECKING:
@@ -61,13 +63,16 @@ class EnvTuneAgentLoop(AgentLoopBase):
         max_tokens: int = 4096,
         max_steps_per_turn: int = 20,
         seed: int = 0,
+        rewards: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """`max_tokens` are those of one reply; the rest is verl's."""
+        """`max_tokens` are those of one reply; `rewards` is the folder in which adaptive help finds what training
+        rollouts earned, if it is asked for. The rest is verl's."""
         super().__init__(*args, **kwargs)
         self._max_tokens = max_tokens
         self._max_steps = max_steps_per_turn
         self._seed = seed
+        self._rewards = Path(rewards) if rewards else None
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:
         """One trajectory, as verl's `AgentLoopOutput` or a list of them. `row` holds the dataset's columns."""
@@ -75,6 +80,8 @@ class EnvTuneAgentLoop(AgentLoopBase):
         server = self._server(sampling_params)
         rollout = await self._played(plan, server, row)
         score = reward_of(rollout, plan.terms.reward, validation=plan.terms.validation)
+        if self._rewards and not plan.terms.validation and rollout.reward is not None:
+            note_reward(self._rewards, int(row.get("global_steps", 0) or 0), plan.task_id, rollout.reward)
         rows = self._rows(rollout, plan)
         outputs = [self._output(row_, rollout, score, plan, server) for row_ in rows]
         return outputs if len(outputs) > 1 else outputs[0]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,26 +88,22 @@ def _loaded(source: str, split: str) -> tuple[TaskSource, Mapping[str, Task]]:
     return found, {task.task_id: task for task in found.load(split, None)}
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenDataset:
-    """What one call of `write_dataset` did."""
-
-    path: Path
-    rows: int
-    left_out: tuple[str, ...] = ()
-    """Tasks whose first prompt is too long."""
-
-
 def dataset_rows(
-    tasks: Sequence[Task], source: str, split: str, terms: EpisodeTerms | None = None
+    tasks: Sequence[Task],
+    source: str,
+    split: str,
+    terms: EpisodeTerms | None = None,
+    levels: Callable[[Task], int] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of these tasks: `data_source` is the category, so that verl reports validation by category.
 
-    Raises `TaskError` for a task that the source's split does not have.
+    `levels` gives each task a hint level of its own. Raises `TaskError` for a task that the source's split does not
+    have.
     """
     terms, rows = terms or EpisodeTerms(), []
     for index, task in enumerate(tasks):
-        plan = EpisodePlan(source, split, task.task_id, task.turns, terms)
+        own = replace(terms, hint_level=levels(task)) if levels else terms
+        plan = EpisodePlan(source, split, task.task_id, task.turns, own)
         plan.task()
         rows.append(
             {

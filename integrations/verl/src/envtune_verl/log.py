@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envtune_agents.curriculum import Evaluation
+from envtune_agents.curriculum import Evaluation, LearningSignal, Silence
 from envtune_agents.errors import CurriculumError
 from envtune_verl.dataset import HINTED
 
@@ -107,6 +107,21 @@ def evaluation_at(
         grad_norms=tuple(norm for norm in norms if norm is not None),
         hint_gap=helped - plain if helped is not None and plain is not None else None,
     )
+
+
+def finding_in(steps: Mapping[int, LoggedStep], since: int, target: int) -> Silence | None:
+    """Steps in a row that taught nothing, if they became a finding after step `since` and up to `target`."""
+    signal = LearningSignal()
+    found = None
+    for step in sorted(steps):
+        line = steps[step]
+        reward = line.metrics.get("critic/score/mean")
+        if reward is None or step > target:  # a validation alone
+            continue
+        silence = signal.observe(step, 0.0 if line.teaches_nothing else 1.0, reward)
+        if silence is not None and signal.finding(silence) and step > since:
+            found = silence
+    return found
 
 
 def _mean(line: LoggedStep, name: str, counts: Mapping[str, int], suffix: str = "") -> float | None:

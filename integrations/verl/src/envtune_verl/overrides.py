@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,21 +31,28 @@ def stage_overrides(stage: Stage, settings: VerlSettings, files: StageFiles) -> 
     values: dict[str, object] = {
         **_algorithm(settings),
         **_data(stage, settings, files),
+        **_model(settings, files),
         **_actor(stage, settings, whole),
         **_rollout(stage, settings, files, whole),
         **_trainer(stage, settings, files),
     }
-    return [*(f"{key}={_hydra(value)}" for key, value in values.items()), *settings.overrides]
+    return [*hydra_lines(values), *settings.overrides]
 
 
-def agent_loop_entry(settings: VerlSettings) -> str:
-    """The text of the agent loop file (`agent_loop_config_path`)."""
-    entry = {
+def hydra_lines(values: Mapping[str, object]) -> list[str]:
+    """The values as overrides."""
+    return [f"{key}={_hydra(value)}" for key, value in values.items()]
+
+
+def agent_loop_entry(settings: VerlSettings, rewards: Path | None = None) -> str:
+    """The text of the agent loop file (`agent_loop_config_path`); `rewards` is where rollouts leave their rewards."""
+    entry: dict[str, object] = {
         "name": AGENT_NAME,
         "_target_": "envtune_verl.agent_loop.EnvTuneAgentLoop",
         "max_tokens": settings.max_tokens,
         "max_steps_per_turn": settings.max_steps_per_turn,
         "seed": settings.seed,
+        "rewards": str(rewards) if rewards else None,
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
     return "- " + "\n  ".join(lines) + "\n"
@@ -69,6 +77,19 @@ def _data(stage: Stage, settings: VerlSettings, files: StageFiles) -> dict[str, 
         "data.dataloader_num_workers": 0,
         "data.seed": settings.seed,
     }
+
+
+def _model(settings: VerlSettings, files: StageFiles) -> dict[str, object]:
+    model = "actor_rollout_ref.model"
+    values: dict[str, object] = {f"{model}.path": files.model, f"{model}.enable_gradient_checkpointing": True}
+    if settings.lora:
+        values |= {
+            f"{model}.lora_rank": settings.lora,
+            f"{model}.lora_alpha": 2 * settings.lora,
+            f"{model}.target_modules": "all-linear",
+            f"{model}.lora.merge": True,  # the servers get whole weights: nothing of theirs has to know of LoRA
+        }
+    return values
 
 
 def _actor(stage: Stage, settings: VerlSettings, whole: int) -> dict[str, object]:
@@ -101,8 +122,6 @@ def _actor(stage: Stage, settings: VerlSettings, whole: int) -> dict[str, object
 def _rollout(stage: Stage, settings: VerlSettings, files: StageFiles, whole: int) -> dict[str, object]:
     rollout = "actor_rollout_ref.rollout"
     return {
-        "actor_rollout_ref.model.path": files.model,
-        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
         f"{rollout}.name": settings.server,
         f"{rollout}.n": stage.samples,
         f"{rollout}.temperature": settings.temperature,

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from envtune_agents.chat_model.prefixes import prefix_preserving
-from envtune_agents.curriculum import Stage, checkpoint_digest, split_tasks, task_digest, with_budget
+from envtune_agents.curriculum import Stage, run_identity, split_tasks, with_budget
 from envtune_agents.errors import WeightsError
 from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Task
-from envtune_agents.weights import tokenizer_only
-from envtune_agents.weights.source import SHIPPED
+from envtune_agents.weights import checkpoint_files, tokenizer_only
 from envtune_verl.policy import first_prompt_tokens
 from envtune_verl.settings import VerlSettings
 from envtune_verl.table import Table
-
-MACHINE = ("gpus", "nodes", "tensor_parallel", "gpu_memory", "offload", "workers", "loggers", "overrides")
-"""Settings that may change when a run goes on: they say where it runs, not what it learns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +52,8 @@ class RunPlan:
 
     def identity(self) -> dict[str, Any]:
         """What the run depends on."""
-        return {
-            "engine": "verl",
-            "model": str(self.model),
-            "model files": checkpoint_digest(self.model),
-            "source": self.source,
-            "tasks": task_digest(self.tasks),
-            "validation tasks": task_digest(self.validation),
-            "stages": [asdict(stage) for stage in self.stages],
-            **{key: value for key, value in asdict(self.settings).items() if key not in MACHINE},
-        }
+        found = run_identity(self.model, self.tasks, self.validation, self.stages, self.settings)
+        return {"engine": "verl", "source": self.source, **found}
 
     def prompt_tokens(self, table: Table) -> Callable[[Task], int]:
         """The length of a task's first prompt; tells the table when the chat template costs training rows."""
@@ -82,7 +70,7 @@ class RunPlan:
 def _trainable(model: str | Path) -> str | Path:
     """The checkpoint as verl's workers find it; `WeightsError` for what verl cannot train."""
     path = Path(model).expanduser()
-    if path.suffix == ".gguf" or str(model) in SHIPPED:
+    if any(file.suffix == ".gguf" for file in (path, *checkpoint_files(str(model)))):
         raise WeightsError(
             f"verl trains safetensors, and '{model}' is a GGUF file. Name a folder or a hub id, such as "
             "Qwen/Qwen3-4B-Instruct-2507."

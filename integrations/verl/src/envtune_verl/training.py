@@ -8,41 +8,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from envtune_agents.curriculum import (
+    CARD,
     FOUR_STAGES,
     AdvanceRule,
     Curriculum,
     Evaluation,
     Move,
+    Silence,
+    Solved,
     Stage,
+    Trained,
     check_unchanged,
+    check_version,
+    checkpoint_digest,
+    write_card,
 )
-from envtune_agents.errors import CurriculumError, MissingDependencyError
+from envtune_agents.errors import CurriculumError
+from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Task
-from envtune_verl.log import LoggedStep, evaluation_at, merged, read_log
+from envtune_verl.adaptive import AdaptiveHelp
+from envtune_verl.log import LoggedStep, evaluation_at, finding_in, merged, read_log
+from envtune_verl.measure import FOLDER as MEASURED
+from envtune_verl.measure import measuring_command, solved_in
 from envtune_verl.plan import RunPlan
-from envtune_verl.run_folder import Commands, StageFolder, write_stage
+from envtune_verl.run_folder import Commands, StageFolder, write_stage, write_test
 from envtune_verl.settings import VERL_INSTALL, VerlSettings
 from envtune_verl.table import Table
 from envtune_verl.trainer_process import only_trainer, run_script
+from envtune_verl.warm_up import AUTO, WarmUpFolder, solutions, write_warm_up
 
 SUPPORTED_VERL = ((0, 9), (0, 10))
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What a run left behind."""
-
-    weights: Path | str
-    """Folder of the trained weights, a checkpoint of transformers."""
-    curriculum: Curriculum
-    """Every decision and evaluation."""
-    finished: bool
-    """False when a stage was stopped because its numbers broke; the run then stands at its last good checkpoint."""
+COLD_START = "Warm the model up: --warm-up auto where the task source has solutions, or --warm-up rollouts.jsonl."
+"""What to do with a model that cannot begin."""
 
 
 def train(
@@ -55,22 +56,30 @@ def train(
     settings: VerlSettings | None = None,
     tasks: Sequence[Task] | None = None,
     validation: Sequence[Task] | None = None,
+    warm_up: str | Path | None = None,
+    test: Sequence[Task] | None = None,
+    adaptive: bool = False,
     table: Table | None = None,
     commands: Commands | None = None,
 ) -> Trained:
-    """Trains all weights of `model` on the tasks of `source` through `stages`, in the folder `out`.
+    """Trains `model` on the tasks of `source` through `stages`, in the folder `out`.
 
     The same call goes on where a run was stopped or killed. `source` is a name, because every worker loads it; `tasks`
-    are some of its "train" split and `validation` of its "validation" split, all unless given. Raises
-    `CurriculumError` when `out` belongs to another run or the trainer fails, and `MissingDependencyError` without a
-    supported verl.
+    are some of its "train" split, `validation` of its "validation" split and `test` of its "test" split; without `test`
+    there is no model card. `warm_up` is a rollout file whose good episodes are imitated first, or "auto": when no group
+    of the first steps earns a reward, the solutions of training tasks are imitated and the stage begins again.
+    `adaptive` moves each task's hint level by its success after every chunk. Raises `CurriculumError` when `out`
+    belongs to another run or the trainer fails, and `MissingDependencyError` without a supported verl.
     """
     if commands is None:
         check_verl()
     plan = RunPlan.made(model, source, stages, settings or VerlSettings(), tasks, validation)
-    run = _Run.prepared(plan, out, rule, table, commands or Commands())
+    run = _Run.prepared(plan, out, rule, table, commands or Commands(), warm_up, adaptive)
     with only_trainer(run.folder) as lock:
-        return run.go(lock)
+        done = run.go(lock)
+        if done.finished and test:
+            run.describe(done.weights, list(test), lock)
+    return done
 
 
 def planned_commands(
@@ -82,6 +91,8 @@ def planned_commands(
     settings: VerlSettings | None = None,
     tasks: Sequence[Task] | None = None,
     validation: Sequence[Task] | None = None,
+    warm_up: str | Path | None = None,
+    adaptive: bool = False,
     table: Table | None = None,
 ) -> list[str]:
     """Writes the run folder with all stages and gives the commands that `train` would run at most; starts nothing.
@@ -89,25 +100,12 @@ def planned_commands(
     Needs no verl, so a run can be prepared on another machine.
     """
     plan = RunPlan.made(model, source, stages, settings or VerlSettings(), tasks, validation)
-    return _Run.prepared(plan, out, None, table, Commands()).planned()
+    return _Run.prepared(plan, out, None, table, Commands(), warm_up, adaptive).planned()
 
 
 def check_verl() -> None:
     """Raises `MissingDependencyError` unless a supported verl is installed."""
-    low, high = SUPPORTED_VERL
-    bounds = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-    try:
-        found = version("verl")
-    except PackageNotFoundError:
-        raise MissingDependencyError(
-            f"Training on many GPUs needs verl {bounds}. Install it with:\n  {VERL_INSTALL}"
-        ) from None
-    now = tuple(int(part) for part in found.split(".")[:2])
-    if not low <= now < high:
-        raise MissingDependencyError(
-            f"verl {found} is installed; its agent loops are known to work with {bounds}. Install it with:\n"
-            f"  pip install 'verl[verl-core]{bounds}'"
-        )
+    check_version("verl", *SUPPORTED_VERL, feature="training on many GPUs", install=VERL_INSTALL, extra="[verl-core]")
 
 
 @dataclass(slots=True)
@@ -119,32 +117,84 @@ class _Run:
     """Length of a task's first prompt."""
     table: Table
     commands: Commands
+    warm_up: str | Path | None = None
+    adaptive: bool = False
+    cold: Silence | None = field(default=None, init=False)
+    """What the first stage's last chunk showed when the model cannot begin."""
 
     @classmethod
     def prepared(
-        cls, plan: RunPlan, out: str | Path, rule: AdvanceRule | None, table: Table | None, commands: Commands
+        cls,
+        plan: RunPlan,
+        out: str | Path,
+        rule: AdvanceRule | None,
+        table: Table | None,
+        commands: Commands,
+        warm_up: str | Path | None,
+        adaptive: bool,
     ) -> _Run:
         """The run with its folder made and held against what is there."""
         folder, table = Path(out).resolve(), table or Table()
         if wild := sorted(set("*?[]") & set(str(folder))):
             raise CurriculumError(f"verl reads files by pattern; choose a folder without {' '.join(wild)}: {folder}.")
         folder.mkdir(parents=True, exist_ok=True)
-        check_unchanged(folder / "train.json", plan.identity())
+        examples = checkpoint_digest(warm_up) if warm_up not in (None, AUTO) else None
+        check_unchanged(folder / "train.json", {**plan.identity(), "warm-up rollouts": examples, "adaptive": adaptive})
         curriculum = Curriculum(plan.stages, rule, path=folder / "curriculum.json")
-        return cls(plan, folder, curriculum, plan.prompt_tokens(table), table, commands)
+        return cls(plan, folder, curriculum, plan.prompt_tokens(table), table, commands, warm_up, adaptive)
+
+    @property
+    def warmed(self) -> WarmUpFolder:
+        """The folder of the run's warm-up, whether there is one or not."""
+        return WarmUpFolder(self.folder)
 
     def go(self, lock: int) -> Trained:
         """All stages that are left, each from the weights of the one before."""
+        if self.warm_up not in (None, AUTO):
+            self._imitate(Path(str(self.warm_up)), lock)
         while (stage := self.curriculum.stage) is not None:
+            self._begin_again(lock)
             index = self.curriculum.stage_index
             if not self._train_stage(stage, index, lock):
-                return Trained(self._first_weights(index), self.curriculum, finished=False)
+                return Trained(Path(self._first_weights(index)), self.curriculum, finished=False)
         last = len(self.curriculum.stages) - 1
         return Trained(self._merged(last, lock), self.curriculum, finished=True)
+
+    def describe(self, weights: Path, test: list[Task], lock: int) -> None:
+        """Measures base and trained model on the test tasks and writes the model card beside the weights; made once."""
+        if (weights / CARD).exists():
+            return
+        folder = self.folder / MEASURED
+        dataset = write_test(folder, self.plan, test)
+        before, after = (
+            self._measured(dataset, model, folder / f"{name}.jsonl", test, lock)
+            for name, model in (("before", self.plan.model), ("after", weights))
+        )
+        rank = self.plan.settings.lora
+        notes = [f"Trained as LoRA adapters of rank {rank}, merged after each stage."] if rank else []
+        if self.warmed.stage.model.exists():
+            notes.append(f"Warmed up by imitating {self.warmed.origin}.")
+        write_card(weights, str(self.plan.model), 0, self.curriculum, self.plan.settings, before, after, notes)
+
+    def _measured(
+        self, dataset: Path, weights: Path | str, log: Path, test: list[Task], lock: int
+    ) -> dict[str, Solved]:
+        """What `weights` solve of the test tasks; measured once."""
+        folder = self._stage_folder(len(self.curriculum.stages) - 1)
+        if solved_in(log, test) is None:
+            self.table.note(f"measuring {weights} on {len(test)} test tasks; see {log.with_suffix('.txt')}")
+            command = measuring_command(folder, dataset, weights, log)
+            run_script(command, log.with_suffix(".txt"), lock, self.plan.settings)
+        found = solved_in(log, test)
+        if found is None:
+            raise CurriculumError(f"The trainer ended without measuring the test tasks; see {log.with_suffix('.txt')}.")
+        return found
 
     def planned(self) -> list[str]:
         """The commands of the stages that are left."""
         commands = []
+        if self.warm_up not in (None, AUTO) and not self.warmed.stage.model.exists():
+            commands += self._written_warm_up(Path(str(self.warm_up)))
         for index in range(self.curriculum.stage_index, len(self.curriculum.stages)):
             stage = self.curriculum.stages[index]
             folder = self._write(stage, index)
@@ -155,31 +205,54 @@ class _Run:
         return commands
 
     def _train_stage(self, stage: Stage, index: int, lock: int) -> bool:
-        """Trains one stage until the curriculum leaves it; False when its numbers broke."""
+        """Trains one stage until the curriculum leaves it or it proves to be cold; False when its numbers broke."""
         if index:
             self._merged(index - 1, lock)
         folder = self._write(stage, index)
-        while self.curriculum.stage_index == index:
+        help_ = AdaptiveHelp(folder, stage) if self.adaptive and stage.augmented else None
+        while self.curriculum.stage_index == index and self.cold is None:
             seen = self.curriculum.evaluations
             done = seen[-1].step if seen else 0
             target = min(done + self.plan.settings.evaluate_every, _budget(stage))
-            decision = self.curriculum.observe(self._chunk(folder, stage, done, target, lock))
+            evaluation = self._chunk(folder, stage, done, target, lock, help_)
+            if help_ is not None and (learnt := help_.learn(target)):
+                self.table.note(learnt)
+            self._listen(folder, index, done, target)
+            if self.cold is not None:
+                return True
+            decision = self.curriculum.observe(evaluation)
             self.table.note(str(decision))
             if decision.move is Move.STOP:
-                good = folder.saved(at_most=done)
-                folder.discard_logs(target)
-                folder.go_back(good)
-                self.table.note(f"The run stands at step {good} of {stage.name} again; the same command goes on there.")
+                self._go_back(folder, stage, done, target)
                 return False
         return True
 
-    def _chunk(self, folder: StageFolder, stage: Stage, done: int, target: int, lock: int) -> Evaluation:
+    def _go_back(self, folder: StageFolder, stage: Stage, done: int, target: int) -> None:
+        """Makes the last checkpoint before a broken chunk the newest."""
+        good = folder.saved(at_most=done)
+        folder.discard_logs(target)
+        folder.go_back(good)
+        self.table.note(
+            f"The run stands at step {good} of {stage.name} again; the same command goes on there. If it breaks again, "
+            f"begin in a new folder with a lower learning rate (now {self.plan.settings.learning_rate:g}) or a larger "
+            f"kl (now {self.plan.settings.kl:g})."
+        )
+
+    def _chunk(
+        self, folder: StageFolder, stage: Stage, done: int, target: int, lock: int, help_: AdaptiveHelp | None
+    ) -> Evaluation:
         """Trains up to step `target` and validates, or takes up what an interrupted call left of that."""
         counts = Counter(task.category for task in self.plan.validation)
         found = evaluation_at(_steps(folder, target), target, done, counts)
         if found is not None:
             return found
         log = folder.next_log(target)
+        if help_ is not None:
+            index = self.curriculum.stage_index
+            write_stage(
+                folder, self.plan, index, self._first_weights(index), self.prompt_tokens, self.commands,
+                help_.next_chunk(log),
+            )  # fmt: skip
         further = ["trainer.val_only=True", "trainer.val_before_train=True"] if folder.saved() >= target else []
         command = ["bash", str(folder.script), str(target), str(log), *further]
         output = log.with_suffix(".txt")
@@ -191,19 +264,65 @@ class _Run:
         return found
 
     def _tell(self, stage: Stage, line: LoggedStep) -> None:
+        """One training step as it ends."""
         self.table.add(stage.name, line)
         if line.teaches_nothing:
-            self.table.note(
-                f"step {line.step}: every group's rewards are equal, so this step teaches nothing. If it stays so at "
-                "0, start from a model that solves some of the tasks, raise the hint level, or take easier tasks; if "
-                "at the top, go on."
-            )
+            self.table.note(str(Silence(line.step, 1, line.metrics.get("critic/score/mean", 0.0), cold=False)))
+
+    def _listen(self, folder: StageFolder, index: int, done: int, target: int) -> None:
+        """Records that steps of the last chunk taught nothing, or marks the stage as cold for a warm-up."""
+        silence = finding_in(_all_steps(folder), done, target)
+        if silence is None:
+            return
+        may_warm_up = self.warm_up == AUTO and index == 0 and not self.warmed.stage.model.exists()
+        if silence.cold and may_warm_up and find_task_source(self.plan.source).solution is not None:
+            self.cold = silence
+            return
+        self.table.note(str(self.curriculum.remark(silence.step, str(silence), silence.advice(COLD_START))))
+
+    def _begin_again(self, lock: int) -> None:
+        """Warms a cold first stage up and sets what it left aside; also where that was cut off."""
+        if self.cold is not None:
+            self.warmed.note(self.cold)
+            self.cold = None
+        known = self.warmed.because()
+        if known is None or any(decision.move is Move.RESTART for decision in self.curriculum.decisions):
+            return
+        rollouts = solutions(self.plan, self.curriculum.stages[0], self.warmed.rollouts)
+        self._imitate(rollouts, lock)
+        cold = self._stage_folder(0).path
+        aside = cold.with_name(f"{cold.name}.cold")
+        if cold.exists() and not aside.exists():
+            cold.rename(aside)
+        step, why = known
+        self.table.note(str(self.curriculum.restart(step, why, f"Warmed up by imitating {self.warmed.origin}.")))
+
+    def _written_warm_up(self, rollouts: Path) -> list[str]:
+        """The commands of the warm-up, with everything they need on disk."""
+        folder = self.warmed.stage
+        steps = write_warm_up(folder, self.plan, rollouts, self.commands)
+        checkpoint = folder.checkpoints / f"global_step_{steps}"
+        return [f"bash {folder.script} {folder.next_log(steps)}", f"bash {folder.merge_script} {checkpoint}"]
+
+    def _imitate(self, rollouts: Path, lock: int) -> None:
+        """The weights that imitate the good rollouts; made once."""
+        folder = self.warmed.stage
+        if folder.model.exists():
+            return
+        steps = write_warm_up(folder, self.plan, rollouts, self.commands)
+        if folder.saved() < steps:
+            log = folder.next_log(steps)
+            self.table.note(f"warming up on {self.warmed.origin}; see {log.with_suffix('.txt')}")
+            run_script(["bash", str(folder.script), str(log)], log.with_suffix(".txt"), lock, self.plan.settings)
+        self._merge(folder, folder.checkpoints / f"global_step_{folder.saved()}", lock)
 
     def _merged(self, index: int, lock: int) -> Path:
         """The weights of a stage that is over, as a checkpoint of transformers; made once."""
         folder = self._stage_folder(index)
+        return self._merge(folder, folder.checkpoint(folder.saved()), lock)
+
+    def _merge(self, folder: StageFolder, checkpoint: Path, lock: int) -> Path:
         if not folder.model.exists():
-            checkpoint = folder.checkpoint(folder.saved())
             self.table.note(f"writing the weights of {folder.path.name} to {folder.model}")
             run_script(
                 ["bash", str(folder.merge_script), str(checkpoint)], folder.path / "merge.txt", lock, self.plan.settings
@@ -224,7 +343,10 @@ class _Run:
         return folder
 
     def _first_weights(self, index: int) -> Path | str:
-        return self._stage_folder(index - 1).model if index else self.plan.model
+        if index:
+            return self._stage_folder(index - 1).model
+        warmed = self.warm_up not in (None, AUTO) or self.warmed.stage.model.exists()
+        return self.warmed.stage.model if warmed else self.plan.model
 
     def _stage_folder(self, index: int) -> StageFolder:
         return StageFolder(self.folder / self.curriculum.stages[index].name)
@@ -238,3 +360,7 @@ def _budget(stage: Stage) -> int:
 
 def _steps(folder: StageFolder, target: int) -> dict[int, LoggedStep]:
     return merged(read_log(path)[0] for path in folder.logs(target))
+
+
+def _all_steps(folder: StageFolder) -> dict[int, LoggedStep]:
+    return merged(read_log(path)[0] for path in sorted((folder.path / "logs").glob("step_*.jsonl")))

@@ -1,0 +1,51 @@
+"""Hint levels that follow need: from the rewards of one chunk to the levels of the next, kept with the stage."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from envtune_agents.curriculum import DifficultyController, Stage
+from envtune_agents.types import Task
+from envtune_verl.rewards import reward_groups
+from envtune_verl.run_folder import Help, StageFolder
+
+DIFFICULTY = "difficulty.json"
+"""File of a stage in which its levels are kept."""
+
+
+class AdaptiveHelp:
+    """The `DifficultyController` of an augmented stage, moved after each chunk."""
+
+    def __init__(self, folder: StageFolder, stage: Stage) -> None:
+        self._folder, self._stage = folder, stage
+        self._path = folder.path / DIFFICULTY
+        self._step = 0
+        self._controller = DifficultyController(start=stage.hint_level)
+        if self._path.exists():
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            self._step, self._controller = known["step"], DifficultyController.at(known["controller"])
+
+    def level(self, task: Task) -> int:
+        """The task's level for the next chunk, up to the stage's."""
+        return min(self._controller.level(task.task_id), self._stage.hint_level)
+
+    def next_chunk(self, log: Path) -> Help:
+        """The help of the chunk whose metrics go to `log`."""
+        return Help(self.level, log.with_suffix(".rewards"))
+
+    def learn(self, target: int) -> str | None:
+        """Takes in the chunk that ended at step `target`, once; gives what it found in words."""
+        if target <= self._step:
+            return None
+        groups = reward_groups(self._folder.rewards(target), self._step, target)
+        for task_id, rewards in groups:
+            self._controller.observe(task_id, rewards)
+        self._step = target
+        part = self._path.with_name(self._path.name + ".part")
+        part.write_text(json.dumps({"step": target, "controller": self._controller.state()}), encoding="utf-8")
+        os.replace(part, self._path)
+        if not groups:
+            return "No rollout left its reward, so hint levels stay as they are; the workers must see the run's folder."
+        return f"Help: mean hint level {self._controller.mean_level:.2f} after {len(groups)} groups."
