@@ -42,7 +42,7 @@ def train(settings: dict[str, str]) -> None:
     script = json.loads(Path(os.environ["SCRIPT"]).read_text()).get(stage, {})
     checkpoints = Path(settings["trainer.default_local_dir"])
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
-    fresh = settings["trainer.resume_mode"] == "disable"
+    fresh = settings.get("trainer.resume_mode") == "disable"
     start = int(tracker.read_text()) if tracker.exists() and not fresh else 0
     assert Path(settings["data.train_files"]).is_file()
     if settings.get("trainer.val_only") == "True":
@@ -72,8 +72,9 @@ def train(settings: dict[str, str]) -> None:
 
 def earner(settings: dict[str, str]) -> Callable[[int, float], None]:
     """What leaves a reward for each task of a step, as the agent loop does where adaptive help asks for it."""
-    entry = Path(settings["actor_rollout_ref.rollout.agent.agent_loop_config_path"].strip("'")).read_text()
-    folder = next(line for line in entry.splitlines() if "rewards: " in line).split(": ", 1)[1]
+    path = settings.get("actor_rollout_ref.rollout.agent.agent_loop_config_path", os.devnull)
+    entry = Path(path.strip("'")).read_text().splitlines()
+    folder = next((line.split(": ", 1)[1] for line in entry if "rewards: " in line), "null")
     if folder == "null":
         return lambda step, progress: None
     import pyarrow.parquet as parquet
