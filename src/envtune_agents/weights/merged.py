@@ -42,6 +42,7 @@ def merge(model: Any, adapter: Path) -> Any:
     peft = require("peft", feature="A LoRA adapter", install=ADAPTER_INSTALL)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers: no one here can act on it
             warnings.simplefilter("error", UserWarning)  # peft only warns of tensors that it cannot place
             return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     except Exception as error:  # peft, transformers and safetensors share no base class
