@@ -1,4 +1,4 @@
-"""What the tests share: no network, the command line in this process, and the small real model loaded once."""
+"""What the tests share: no network, the command line in this process, a tiny checkpoint, the small real model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import io
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from envtune_agents.engine import Engine
+from envtune_agents.testing.tiny import tiny_qwen
 from envtune_agents.weights import Weights, load_weights
 
 _connect = socket.socket.connect
@@ -38,6 +41,22 @@ def small_weights() -> Weights:
     """SmolLM2-135M-Instruct in fp32. Nobody changes it: adapters go on a model of their own."""
     pytest.importorskip("torch")
     return load_weights("smollm2", "fp32")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with random weights. Nobody changes it."""
+    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    """An engine over the tiny checkpoint, whose replies never end early."""
+    from engine_asking import endless_engine
+
+    engine = endless_engine(folder)
+    yield engine
+    engine.close()
 
 
 class Ended(NamedTuple):

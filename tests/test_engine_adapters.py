@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_asking import Asked, endless, endless_engine, greedy, scheduler_of, steps_until, together, tokens
+from engine_asking import Asked, endless, greedy, scheduler_of, steps_until, together, tokens
 
 from envtune_agents.engine import Engine, GenerationRequest
 from envtune_agents.engine.job import use_adapter
 from envtune_agents.errors import WeightsError
-from envtune_agents.testing.tiny import tiny_qwen
 from envtune_agents.weights import load_weights
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[Engine]:
-    engine = endless_engine(folder)
-    yield engine
-    engine.close()
 
 
 async def test_requests_of_different_adapters_get_each_its_own(engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,10 @@ from engine_asking import (
 
 from envtune_agents.engine import Engine, GenerationRequest, GenerationResult
 from envtune_agents.engine import scheduler as scheduling
-from envtune_agents.testing.tiny import tiny_qwen
 from envtune_agents.weights import load_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[Engine]:
-    engine = endless_engine(folder)
-    yield engine
-    engine.close()
 
 
 def model_of(architecture: str, **options: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,8 @@ from engine_asking import FEW_TOKENS, endless_engine, free_tokens, reference, se
 
 from envtune_agents.engine import Engine, GenerationRequest, GenerationResult
 from envtune_agents.engine.scheduler import Scheduler
-from envtune_agents.testing.tiny import tiny_qwen
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def engine(folder: Path) -> Iterator[Engine]:
-    engine = endless_engine(folder)
-    yield engine
-    engine.close()
 
 
 class Breaks:

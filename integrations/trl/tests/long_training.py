@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+from tiny_training import SETTINGS, STAGES, source
+
 from envtune_agents.curriculum import AdvanceRule, Curriculum, Stage
 from envtune_agents.playground import Playground, generated_tasks
 from envtune_agents.progress import RewardMix
@@ -22,9 +24,6 @@ from envtune_agents.testing import TaughtModel, tiny_qwen
 from envtune_trl import TrainSettings, train
 from envtune_trl.imitation import imitate_rows
 from envtune_trl.weights import load_policy, save_policy
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_training import SETTINGS, STAGES, source
 
 QUESTION = "Which trips have I booked?"
 TASKS = [task for task in generated_tasks(0, 2000, "base", domains=("travel",)) if task.turns == (QUESTION,)][:8]
@@ -78,8 +77,9 @@ def test_reward_rises_from_a_fixed_seed_by_more_than_noise(tmp_path: Path) -> No
 
 def test_a_killed_run_goes_on_and_ends_like_any_other(tmp_path: Path) -> None:
     program = (
-        "import sys; sys.path.insert(0, sys.argv[3]); import test_training as t; from pathlib import Path\n"
-        "t.train(Path(sys.argv[1]), t.source(), out=sys.argv[2], stages=t.STAGES, settings=t.SETTINGS)\n"
+        "import sys; sys.path.insert(0, sys.argv[3]); import tiny_training as t; from pathlib import Path\n"
+        "from envtune_trl import train\n"
+        "train(Path(sys.argv[1]), t.source(), out=sys.argv[2], stages=t.STAGES, settings=t.SETTINGS)\n"
     )
     model, out = tiny_qwen(tmp_path / "tiny"), tmp_path / "killed"
     arguments = [sys.executable, "-c", program, str(model), str(out), str(Path(__file__).parent)]

@@ -41,13 +41,6 @@ class Faulty(ScriptedClient):
         return served.model_copy(update={"log_probs": None})
 
 
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
-
-
 def task_of(category: str, turns: int = 1) -> Task:
     tasks = find_task_source("playground").load("train", [category])
     return next(task for task in tasks if len(task.turns) >= turns)

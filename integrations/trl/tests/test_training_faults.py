@@ -1,0 +1,120 @@
+"""What can go wrong in a run: broken numbers, equal rewards, no memory, and what is refused before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import SETTINGS, STAGES, load, rollouts_of, source
+
+from envtune_agents.curriculum import Curriculum, Move, Stage
+from envtune_agents.errors import CurriculumError, MissingDependencyError, WeightsError
+from envtune_agents.playground import Playground
+from envtune_agents.progress import RewardMix
+from envtune_agents.task_source import TaskSource
+from envtune_agents.types import TurnEvidence
+from envtune_trl import TrainSettings, train
+from envtune_trl.progress import StageProgress, Table
+from envtune_trl.training import _memory_advice
+from envtune_trl.weights import Policy, check_prefix_preserving, load_policy
+
+
+class Coin(Playground):
+    """Worth something by chance, so that groups of a model that can do nothing still differ."""
+
+    def close_turn(self) -> TurnEvidence:
+        return TurnEvidence(super().close_turn().turn, {"coin": next(COIN) % 2 == 0})
+
+
+COIN = count()
+
+
+def mixed_source() -> TaskSource:
+    return TaskSource(load, Coin)
+
+
+def progress_of(model: Path, folder: Path) -> StageProgress:
+    said: list[str] = []
+    table = Table()
+    table.note = said.append  # type: ignore[method-assign]
+    play = rollouts_of(model)
+    play.engine.close()
+    progress = StageProgress(Curriculum(STAGES), play, [], SETTINGS, table)
+    progress.table.said = said  # type: ignore[attr-defined]
+    return progress
+
+
+class Control:
+    should_training_stop = False
+    should_save = False
+
+
+def test_a_gradient_that_is_not_a_number_stops_and_saves_nothing(model: Path, tmp_path: Path) -> None:
+    progress, control = progress_of(model, tmp_path), Control()
+    progress.logged(3, {"grad_norm": float("nan"), "loss": 0.1}, control, tmp_path)
+    assert progress.move is Move.STOP
+    assert control.should_training_stop
+    assert not control.should_save
+
+
+def test_equal_rewards_are_an_event_with_advice(model: Path, tmp_path: Path) -> None:
+    progress = progress_of(model, tmp_path)
+    progress.rollouts.notes.append({"mixed_groups": 0.0, "solved": 0.0})
+    for step in (1, 2, 3, 4):
+        progress.logged(step, {"grad_norm": 0.1, "loss": 0.0, "reward": 0.0}, Control(), tmp_path)
+    said = progress.table.said  # type: ignore[attr-defined]
+    assert said[0] == (
+        "step 1: every group's rewards are equal, so this step teaches nothing. "
+        "All of them are 0: the model earns no reward yet."
+    )
+    event = progress.curriculum.decisions[0]
+    assert (event.move, event.step) == (Move.STAY, 3)
+    assert "--warm-up auto" in event.reasons[1]
+    assert len(progress.curriculum.decisions) == 1
+    progress.logged(5, {"grad_norm": 0.1, "loss": 0.0, "reward": 0.5}, Control(), tmp_path)
+    assert "All of them are 0" not in said[-1]
+
+
+def test_broken_numbers_in_a_real_run_end_it_with_the_last_good_weights(model: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    table = Table()
+    table.note = said.append  # type: ignore[method-assign]
+    settings = replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30, kl=0.0, lora=0)
+    stage = Stage("one", RewardMix(progress=1.0), max_steps=4)
+    done = train(model, mixed_source(), out=tmp_path, stages=(stage,), settings=settings, table=table)
+    assert not done.finished
+    assert done.curriculum.decisions[-1].move is Move.STOP
+    assert "lower learning rate (now 1e+30)" in said[-1]
+    assert done.weights.name == "checkpoint-1"
+
+
+def test_running_out_of_memory_names_the_knobs() -> None:
+    with pytest.raises(CurriculumError, match=r"micro_batch \(now 2\)"), _memory_advice(SETTINGS):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(KeyError), _memory_advice(SETTINGS):
+        raise KeyError("x")
+
+
+def test_unsupported_versions_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("envtune_agents.curriculum.training_run.version", lambda name: "1.99.0")
+    with pytest.raises(MissingDependencyError, match=r"trl 1\.99\.0 is installed.*\n.*trl>=1\.16,<1\.17"):
+        train("nowhere", source(), out=tmp_path)
+
+
+def test_a_template_that_rewrites_replies_is_refused(model: Path) -> None:
+    policy = load_policy(model, SETTINGS, None)
+    check_prefix_preserving(policy)
+    rewriting = policy.weights.chat_template.replace(  # type: ignore[union-attr]
+        "{%- for message in messages %}", "{{- messages | length }}{%- for message in messages %}"
+    )
+    changed = Policy(replace(policy.weights, chat_template=rewriting), policy.model)
+    with pytest.raises(WeightsError, match="not prefix-preserving"):
+        check_prefix_preserving(changed)
+
+
+def test_quantised_weights_need_an_adapter() -> None:
+    with pytest.raises(CurriculumError, match="give lora a rank"):
+        TrainSettings(lora=0, precision="4bit")
