@@ -1,6 +1,7 @@
 """What hints cost: the same calls and the same graph with LangGraph's bare `ToolNode` and with hints, in one run.
 
-    python benchmarks/hints.py
+    python benchmarks/hints.py             # both tables, in about a minute
+    python benchmarks/hints.py --quick     # the same rows from a twentieth of the rounds: tries the script itself
 
 First table: CPU microseconds of one call through the node, with a conversation of 40 answered calls behind it; medians,
 and in brackets the median difference from the bare node in the same round. In every round the peers come in another
@@ -11,6 +12,7 @@ that other programs on the machine do not count.
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import time
@@ -28,9 +30,9 @@ from rich.table import Table
 from envtune_agents import HintedToolNode, build_agent_graph, hint_tool_calls
 from envtune_agents.testing import ScriptedChatModel
 
-ROUNDS = 600
+ROUNDS, EPISODES = 600, 40
+QUICK_ROUNDS, QUICK_EPISODES = 30, 2
 STEPS = 20
-GRAPH_ROUNDS = 40
 N_TOOLS = 30
 BEHIND = 40
 
@@ -81,14 +83,14 @@ def nodes(tools: list[BaseTool]) -> dict[str, Any]:
     }
 
 
-def call_samples(peers: dict[str, Any], call: dict[str, Any]) -> dict[str, list[float]]:
+def call_samples(peers: dict[str, Any], call: dict[str, Any], rounds: int) -> dict[str, list[float]]:
     """CPU microseconds of one call in each round, by peer; the nodes run inside a graph, where their config is from."""
     conversation = behind(peers["ToolNode + hint_tool_calls(3)"])
     samples: dict[str, list[float]] = {name: [] for name in peers}
 
     def measure(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
         order = list(peers)
-        for n in range(ROUNDS):
+        for n in range(rounds):
             args = {key: f"{value}-{n}" if isinstance(value, str) else value for key, value in call["args"].items()}
             payload = {
                 "messages": [*state["messages"], AIMessage("", tool_calls=[{**call, "args": args, "id": "now"}])]
@@ -125,8 +127,8 @@ def run_inside(function: Callable[..., Any], messages: list[Any]) -> None:
     builder.compile().invoke({"messages": messages})
 
 
-def step_samples() -> dict[str, list[float]]:
-    """CPU milliseconds of one step in each round, by graph: a plain LangGraph agent, the same with hints, and ours."""
+def step_samples(episodes: int) -> dict[str, list[float]]:
+    """CPU milliseconds of one step in each episode, by graph: a plain LangGraph agent, the same with hints, ours."""
     tools = menu()
     calls = [
         AIMessage("", tool_calls=[{**CALLS["a call that succeeds" if n % 4 else "an unknown argument"], "id": str(n)}])
@@ -141,7 +143,7 @@ def step_samples() -> dict[str, list[float]]:
         "the same, no deadline": build_agent_graph(model, tools=tools, hints=3, call_timeout_s=None),
     }
     samples: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(GRAPH_ROUNDS):
+    for _ in range(episodes):
         for name in random.sample(list(graphs), len(graphs)):
             started = time.process_time()
             graphs[name].invoke({"messages": [HumanMessage("Go.")]}, {"recursion_limit": 1_000})
@@ -168,16 +170,31 @@ def beside(values: list[float], bare: list[float]) -> str:
     return f"{statistics.median(values):.0f} ({more:+.0f})"
 
 
+def positive(text: str) -> int:
+    """A number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def main() -> None:
     """Prints the two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, help=f"of each call in the first table (default {ROUNDS})")
+    parser.add_argument("--episodes", type=positive, help=f"of each graph in the second table (default {EPISODES})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds and {QUICK_EPISODES} episodes")
+    options = parser.parse_args()
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    episodes = options.episodes or (QUICK_EPISODES if options.quick else EPISODES)
     console, peers = Console(width=110), nodes(menu())
-    table = Table(*["median CPU µs of one call", *peers], title=f"{ROUNDS} interleaved rounds")
+    table = Table(*["median CPU µs of one call", *peers], title=f"{rounds} interleaved rounds")
     for name, call in CALLS.items():
-        samples = call_samples(peers, call)
+        samples = call_samples(peers, call, rounds)
         table.add_row(name, *[beside(values, samples["ToolNode"]) for values in samples.values()])
     console.print(table)
-    table = Table("graph", "CPU ms a step", "over plain", title=f"{GRAPH_ROUNDS} interleaved episodes of {STEPS} steps")
-    steps = step_samples()
+    table = Table("graph", "CPU ms a step", "over plain", title=f"{episodes} interleaved episodes of {STEPS} steps")
+    steps = step_samples(episodes)
     for name, values in steps.items():
         ratios = (value / plain for value, plain in zip(values, steps["StateGraph + ToolNode"], strict=True))
         table.add_row(name, f"{statistics.median(values):.2f}", f"{100 * (statistics.median(ratios) - 1):+.1f}%")

@@ -1,13 +1,18 @@
-"""What `import envtune_agents` costs: CPU-seconds of a fresh interpreter with and without it, medians of one run."""
+"""What `import envtune_agents` costs: CPU seconds of a fresh interpreter with and without it, medians of one run.
+
+    python benchmarks/import_cost.py [--runs 15]
+
+The programs take turns, after one run of each that compiles its byte code.
+"""
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import subprocess
 import sys
 
-RUNS = 15
 PROGRAMS = {
     "bare interpreter": "pass",
     "import envtune_agents": "import envtune_agents",
@@ -25,10 +30,13 @@ def cpu_seconds(program: str) -> float:
 
 def main() -> None:
     """Prints one line for each program, interleaved runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15, help="of each program (default 15)")
+    options = parser.parse_args()
     for program in PROGRAMS.values():
-        cpu_seconds(program)  # byte code is compiled once
+        cpu_seconds(program)
     samples: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(RUNS):
+    for _ in range(options.runs):
         for name, program in PROGRAMS.items():
             samples[name].append(cpu_seconds(program))
     bare = statistics.median(samples["bare interpreter"])

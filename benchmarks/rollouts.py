@@ -212,10 +212,10 @@ def with_tokens(rollout: Rollout, sampled: int = 40) -> Rollout:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--episodes", type=int, default=2048)
-    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--tasks", type=int, default=40, help="BFCL entries in the first table (default 40)")
+    parser.add_argument("--rounds", type=int, default=5, help="of the first table; 0 leaves it out (default 5)")
+    parser.add_argument("--episodes", type=int, default=2048, help="at the same time; 0: none (default 2048)")
+    parser.add_argument("--records", type=int, default=10_000, help="to write and read; 0: none (default 10000)")
     parser.add_argument("--gib", type=float, default=0, help="size of a file to write and read; 0 leaves it out")
     options = parser.parse_args()
     tasks = distinct(load_tasks("all"), options.tasks)
