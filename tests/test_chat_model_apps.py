@@ -151,9 +151,11 @@ async def test_the_engine_is_told_whose_conversation_asks(folder: Path) -> None:
     await app.ainvoke(QUESTION, {"configurable": {"thread_id": 2}})
     await one.bind(temperature=0).ainvoke("Hello")
     other.invoke("Hello")
-    assert [request.conversation for request in asked] == ["t1", "2", "", ""]
+    list(app.stream(QUESTION, {"configurable": {"thread_id": "t3"}}, stream_mode="messages"))
+    list(one.stream("Hello", conversation="mine"))
+    assert [request.conversation for request in asked] == ["t1", "2", "", "", "t3", "mine"]
     callers = [request.caller for request in asked]
-    assert callers[0] == callers[1] == callers[2] != callers[3]
+    assert callers[0] == callers[1] == callers[2] == callers[4] != callers[3]
 
 
 async def test_many_branches_of_a_graph_share_one_model(folder: Path) -> None:

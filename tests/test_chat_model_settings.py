@@ -52,7 +52,7 @@ def chat(folder: Path, **options: Any) -> ChatTransformers:
         ({"max_tokens": 0}, TaskError, "1 or more"),
         ({"top_p": 2.0}, TaskError, "at most 1"),
         ({"top_k": -1}, TaskError, "0 keeps every token"),
-        ({"temprature": 0}, TypeError, r"Unknown option 'temprature'\. Known: logprobs, max_tokens"),
+        ({"temprature": 0}, TypeError, r"Unknown option 'temprature'\. Known: conversation, logprobs"),
         ({"tool_choice": "any"}, ConstraintError, "no tools are bound"),
         ({"response_format": {"type": "yaml"}}, ConstraintError, "json_schema"),
         ({"model": "gpt-4o"}, ValueError, r"Unknown model 'gpt-4o'\. Known: .*load_adapter"),

@@ -28,8 +28,8 @@ class ChatTransformers(TokenChatModel):
     precision, device map, context, revision and cache size (`release_engines` frees them). Instances get equal shares
     of the engine, and so do the `thread_id`s of LangGraph within one. A call may bring settings of its own:
     `temperature`, `max_tokens`, `top_p`, `top_k`, `seed`, `logprobs`, `stop`, `tools`, `tool_choice`,
-    `parallel_tool_calls`, `strict`, `response_format`, and `model`, the name of an adapter; another keyword raises
-    `TypeError`.
+    `parallel_tool_calls`, `strict`, `response_format`, `model`, the name of an adapter, and `conversation`, which
+    stands for a `thread_id`; another keyword raises `TypeError`.
 
     A reply's `response_metadata` holds `model_name`, `finish_reason` ("stop", "length" or "tool_calls"), `continuous`
     (False when an earlier sampled reply had to be tokenised anew for this prompt) and `token_trace`, the fields of

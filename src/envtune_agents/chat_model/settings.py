@@ -15,9 +15,9 @@ from envtune_agents.grammar import ToolChoice, answer_schema, chosen_tools
 
 DECODING = ("temperature", "max_tokens", "top_p", "top_k", "seed", "logprobs")
 """Fields of the chat model that a call may override."""
-_CALL_OPTIONS = frozenset(
-    {*DECODING, "model", "tools", "tool_choice", "parallel_tool_calls", "strict", "response_format", "stream"}
-)
+_CALL_OPTIONS = frozenset(DECODING) | {
+    "model", "tools", "tool_choice", "parallel_tool_calls", "strict", "response_format", "stream", "conversation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class CallSettings:
     """OpenAI-style."""
     model: str | None = None
     """Name of an adapter or of the base model; None is the base model."""
+    conversation: str = ""
+    """Which of this chat model's conversations asks; "" where the call does not say. They take turns in the engine."""
 
     @classmethod
     def of(cls, defaults: Any, stop: Sequence[str] | None, options: Mapping[str, Any]) -> CallSettings:
@@ -65,6 +67,7 @@ class CallSettings:
             strict=bool(options.get("strict")),
             response_format=response_format,
             model=options.get("model"),
+            conversation=str(options.get("conversation") or ""),
         )
 
     @property

@@ -10,7 +10,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, BaseRunManag
 from langchain_core.language_models import LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, ensure_config
 from langchain_core.tools import BaseTool
 
 from envtune_agents.chat_model.answers import Method, structured, told_the_schema
@@ -223,7 +223,7 @@ class TokenChatModel(ChatConfiguration):
             constraint=constraint,
             adapter=self.adapter_named(settings.model),
             caller=f"{id(self):x}",
-            conversation=_thread_id(run_manager),
+            conversation=settings.conversation or _thread_id(run_manager),
         )
         return request, ReplyContext(
             prompt=prompt,
@@ -250,4 +250,6 @@ def _chat_result(message: AIMessage) -> ChatResult:
 
 def _thread_id(run_manager: BaseRunManager | None) -> str:
     """The `thread_id` of the LangGraph run that asks; "" outside of one."""
-    return str(run_manager.metadata.get("thread_id", "")) if run_manager else ""
+    # langchain-core 1.7 gives streams no run manager; what runs around them stands in the context
+    metadata = run_manager.metadata if run_manager else ensure_config().get("metadata", {})
+    return str(metadata.get("thread_id", ""))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 
 from envtune_agents.serve.refusals import Refusal
-from envtune_agents.serve.requests import Body, given, stop_texts, usage, wants_usage
+from envtune_agents.serve.requests import Body, conversation_of, given, stop_texts, usage, wants_usage
 from envtune_agents.types import TOKEN_TRACE_KEY
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ def _asked(body: Body, adapter: str | None) -> tuple[list[BaseMessage], dict[str
         options["max_tokens"] = most
     if adapter is not None:
         options["model"] = adapter
+    if conversation := conversation_of(body):
+        options["conversation"] = conversation
     stop = stop_texts(body)
     return _messages(body.get("messages")), {**options, **({"stop": stop} if stop else {})}
 

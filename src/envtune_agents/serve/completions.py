@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from envtune_agents.engine import GenerationRequest, GenerationResult
 from envtune_agents.grammar import constraint_of_text
 from envtune_agents.serve.refusals import Refusal
-from envtune_agents.serve.requests import Body, given, stop_texts, usage, wants_usage
+from envtune_agents.serve.requests import Body, conversation_of, given, stop_texts, usage, wants_usage
 from envtune_agents.weights import Weights
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _request(model: ChatTransformers, weights: Weights, body: Body, adapter: str
             stop=tuple(stop_texts(body) or ()),
             constraint=_constraint(weights, body),
             adapter=model.adapter_named(adapter),
+            conversation=conversation_of(body),
             **{**sampling, "top_k": max(0, int(sampling.get("top_k", 0)))},
         )
     except (TypeError, ValueError) as error:

@@ -24,6 +24,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
 }
 """What is not supported, with the values that ask for nothing."""
+MAX_USER_CHARS = 256
 
 
 def checked(body: Any) -> Body:
@@ -45,6 +46,17 @@ def stop_texts(body: Body) -> list[str] | None:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Refusal(400, f"stop is {stop!r}. Wanted: a text or a list of texts.")
     return texts
+
+
+def conversation_of(body: Body) -> str:
+    """Which conversation asks: the request's `user`, by whom the engine takes turns; "" when it names none."""
+    user = body.get("user")
+    if user is None:
+        return ""
+    if not isinstance(user, str) or len(user) > MAX_USER_CHARS:
+        got = f"{len(user):,} characters long" if isinstance(user, str) else f"of the type {type(user).__name__}"
+        raise Refusal(400, f"user is {got}. Wanted: a text of at most {MAX_USER_CHARS} characters.")
+    return user
 
 
 def wants_usage(body: Body) -> bool:
