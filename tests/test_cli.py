@@ -16,6 +16,7 @@ from envtune_agents.call_text import parse_call_text
 from envtune_agents.cli import app
 from envtune_agents.cli.hints import hints_app
 from envtune_agents.errors import EnvTuneError, TaskError
+from envtune_agents.rollout import read_rollouts, run_settings
 from envtune_agents.task_source import TaskSource, find_task_source
 from envtune_agents.testing import ScriptedChatModel
 from envtune_agents.types import Task, ToolCall
@@ -150,6 +151,20 @@ def test_json_is_all_there_is_on_stdout(envtune: Envtune, here: None, tmp_path: 
     assert (checked["rules"], checked["todos"][0]["line"]) == (["my.rule"], 2)
 
 
+@pytest.mark.parametrize(("option", "told"), [([], ["malformed_call"]), (["--malformed-ends-turn"], [])])
+def test_a_reply_that_cannot_be_read_is_told_or_ends_the_turn(
+    option: list[str], told: list[str], envtune: Envtune, here: None, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = envtune("collect", *option, "--limit", 1, "--model", "test_cli:unreadable", "--out", run)
+    assert done.code == 0, done.err
+    (rollout,) = read_rollouts(run)
+    steps = rollout.turns[0].steps
+    assert [str(outcome.failure.kind) for step in steps for outcome in step.outcomes if outcome.failure] == told
+    assert len(steps) == 1 + len(told)
+    assert run_settings(run).get("malformed_ends_turn", False) is bool(option)
+
+
 def test_a_file_that_cannot_be_had_is_a_sentence_too(envtune: Envtune, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", "/the/report.html")
@@ -242,6 +257,13 @@ def own_tasks() -> TaskSource:
 
 def mute() -> ScriptedChatModel:
     return ScriptedChatModel(script=[])
+
+
+def unreadable() -> ScriptedChatModel:
+    def reply(messages: list[Any]) -> str:
+        return "Done." if messages[-1].type == "tool" else '<tool_call>\n{"name": "list_items", "arg\n</tool_call>'
+
+    return ScriptedChatModel(script=reply)
 
 
 def impatient() -> ScriptedChatModel:

@@ -70,6 +70,13 @@ def collect_command(
     first_step_calls: Annotated[
         bool, typer.Option("--first-step-calls", help="Decode the first reply of every turn as a tool call.")
     ] = False,
+    malformed_ends_turn: Annotated[
+        bool,
+        typer.Option(
+            "--malformed-ends-turn",
+            help="End the turn at a reply whose calls cannot be read, as in BFCL's loop, instead of saying so.",
+        ),
+    ] = False,
     hints: HintsOption = 3,
     stage: Annotated[str, typer.Option(help="Curriculum stage, for the record.")] = "",
     concurrency: ConcurrencyOption = 4,
@@ -117,6 +124,7 @@ def collect_command(
             stage=stage,
             max_steps=max_steps,
             first_step_calls=first_step_calls,
+            **({"malformed_ends_turn": True} if malformed_ends_turn else {}),  # else unnamed, so that older runs go on
         )
     )
     _show_rollouts(done.path, print_rollouts, err if as_json else console)
