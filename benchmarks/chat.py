@@ -232,7 +232,7 @@ def systems(size: Size, peer: str = "engine") -> dict[str, Any]:
     Guesses help one conversation more than eight, which share them, so that the ratio is smaller with them.
     """
     ask, weights, engine = begin(peer, size)
-    guesses, new = engine.run(lambda _: engine._server._guesses), 2 * size.new
+    full, new = engine.run(lambda _: engine._server._full_pass), 2 * size.new
     prompts = [system_ids(weights, size.own_prefix, f"Agent {i}. ") for i in range(8)]
 
     async def seconds(n: int, tokens: int) -> float:
@@ -241,14 +241,14 @@ def systems(size: Size, peer: str = "engine") -> dict[str, Any]:
         return time.perf_counter() - started
 
     times: dict[tuple[int, int], list[float]] = {}
-    for attempt, most, n in itertools.product(range(4), (0, guesses), (1, 8)):
-        engine.run(lambda _, most=most: setattr(engine._server, "_guesses", most))
+    for attempt, most, n in itertools.product(range(4), (0, full), (1, 8)):
+        engine.run(lambda _, most=most: setattr(engine._server, "_full_pass", most))
         took = -asyncio.run(seconds(n, 1)) + asyncio.run(seconds(n, 1 + new))
         if attempt:  # the first one reads the prompts
             times.setdefault((most, n), []).append(took)
     speeds = {key: key[1] * new / statistics.median(values) for key, values in times.items()}
     return {
-        name: {str(n): speeds[most, n] for n in (1, 8)} for name, most in (("guessing", guesses), ("not guessing", 0))
+        name: {str(n): speeds[most, n] for n in (1, 8)} for name, most in (("guessing", full), ("not guessing", 0))
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 LOOKED_UP = 3
 """Last tokens of the text that must have stood together before."""
-MOST, FIRST = 8, 2
+MOST, FIRST = 15, 3
 """Tokens guessed at once, at most and at first."""
 REMEMBERED = 4096
 """Last tokens of a prompt that are looked through, which bounds time and memory."""

@@ -27,8 +27,8 @@ NEWCOMERS = 8
 """How many more may run, each of a caller of whom nothing runs."""
 CPU_CHUNK, GPU_CHUNK = 512, 4096
 """Most prompt tokens read in one pass; a quarter while other requests are sampling, which wait for it."""
-GUESSES = 8
-"""Most guessed tokens in one pass, all requests together: a matrix product's time grows with its rows."""
+FULL_PASS = 16
+"""Rows up to which guessed tokens join a decoding pass on a CPU: so many cost little more than a few (`few_rows`)."""
 MIN_SHARE = 32
 """Prompt tokens a request gets of a pass at least, while there are any."""
 
@@ -74,7 +74,7 @@ class Scheduler:
         """The adapter that is active, in a tuple; empty when that is not known."""
         on_cpu = packed.model.device.type == "cpu"
         self._chunk = CPU_CHUNK if on_cpu else GPU_CHUNK
-        self._guesses = GUESSES if on_cpu else 0
+        self._full_pass = FULL_PASS if on_cpu else 0
 
     def add(self, job: Job) -> None:
         """Take a job into the queue."""
@@ -192,7 +192,7 @@ class Scheduler:
         """Put the rows' next tokens into the batch; the pieces whose logits are wanted, each with its row."""
         sampling = [row for row in rows if row.reply.unread]
         for row in sampling:
-            row.reply.guess(self._guesses // len(sampling))
+            row.reply.guess(max(0, self._full_pass - len(sampling)) // len(sampling))
         asking = {batch.add_sampled(row.leaf, [*row.reply.unread, *row.reply.guessed]): row for row in sampling}
         reading = [row for row in rows if not row.reply.unread]
         reading.sort(key=lambda row: (self._dealt[row.caller], row.served))
