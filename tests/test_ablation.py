@@ -19,9 +19,10 @@ from envtune_agents.weights import Weights, load_weights
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
 from decoder import Ask, Decoder
 from episodes import Job, Played, _played
-from learn import Optimizer, TrainRow, backward, group_advantages, token_losses
-from packed import Adapters, Base
+from learn import Optimizer, backward, group_advantages, token_losses
+from packed import Adapters, Base, Slots
 from scripts import script_of
+from shared_prompts import Attention, TrainRow, batches
 
 END = (1,)
 
@@ -81,6 +82,22 @@ def test_each_row_has_its_own_adapter(base: Base) -> None:
             assert logprob == pytest.approx(float(row[token]), abs=1e-4)
 
 
+def test_a_prompt_that_slots_share_is_read_once(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs, three conversations each, whose prompts begin alike; the third goes on from its own reply."""
+    read: list[int] = []
+    whole = Slots.read
+    monkeypatch.setattr(
+        Slots, "read", lambda self, rows, ids, *rest: (read.append(ids.numel()), whole(self, rows, ids, *rest))[1]
+    )
+    adapters, same = some_adapters(base), list(range(40, 70))
+    prompts = [[*same, 7], [*same, 8], [*same, 9, 10]] * 2
+    runs = [0, 0, 0, 1, 1, 1]
+    together = decoded(base, adapters, runs, prompts, 6)
+    assert sum(read) < 2 * 31 + 4 * 2 + 6 * 6 + 1
+    for run, ids, answer in zip(runs, prompts, together, strict=True):
+        assert answer.ids == decoded(base, adapters, [run], [ids], 6)[0].ids
+
+
 def some_adapters(base: Base) -> Adapters:
     adapters = Adapters(base, 2, 4, [0, 1])
     torch.manual_seed(0)
@@ -90,11 +107,13 @@ def some_adapters(base: Base) -> Adapters:
     return adapters
 
 
-def row(run: int, advantage: float, supervised: bool = False) -> TrainRow:
-    return TrainRow(run, [5, 6, 7], [8, 9, 10, 11], [1, 1, 0, 1], [-1.0] * 4, advantage, supervised)
+def row(run: int, advantage: float, supervised: bool = False, first: int = 5) -> TrainRow:
+    said = [8 + round(4 * advantage) if advantage == advantage else 8, 9, 10, 11]
+    return TrainRow(run, [first, 6, 7], said, [1, 1, 0, 1], [-1.0] * 4, advantage, supervised)
 
 
-ROWS = [row(0, 1.0), row(1, -1.0), row(0, -0.5), row(1, 0.0, supervised=True), row(0, 2.0)]
+ROWS = [row(0, 1.0), row(1, -1.0), row(0, -0.5, first=4), row(1, 0.0, supervised=True), row(0, 2.0), row(0, -1.0)]
+"""Rows of two runs; three rows of the first share a prompt."""
 
 
 def gradients(base: Base, adapters: Adapters, rows: list[TrainRow], max_tokens: int) -> list[Any]:
@@ -109,6 +128,23 @@ def test_gradients_do_not_depend_on_how_rows_are_batched(base: Base) -> None:
     adapters = some_adapters(base)
     for one, two in zip(gradients(base, adapters, ROWS, 8), gradients(base, adapters, ROWS, 10_000), strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_a_batch_is_its_rows_one_by_one(weights: Weights, base: Base) -> None:
+    """Log-probabilities under shared prompts against transformers' own, row by row."""
+    (batch,) = batches([item for item in ROWS if item.run == 0], 10_000)
+    assert batch.length == 2 * 3 + 4 * 4
+    with torch.no_grad():
+        states = base.hidden(torch.tensor([batch.ids]), torch.tensor([batch.positions]), None, Attention(base, batch))
+        shared = base.logits(states[0, batch.sources]).log_softmax(-1)
+    for place, (target, owner) in enumerate(zip(batch.targets, batch.owner, strict=True)):
+        item = batch.rows[owner]
+        before = batch.owner[:place].count(owner)
+        index = [i for i, learn in enumerate(item.mask) if learn][before]
+        assert item.completion[index] == target
+        with torch.no_grad():
+            alone = weights.model(torch.tensor([[*item.prompt, *item.completion]])).logits[0].log_softmax(-1)
+        torch.testing.assert_close(shared[place], alone[len(item.prompt) + index - 1])
 
 
 def test_runs_do_not_touch_each_other(base: Base) -> None:

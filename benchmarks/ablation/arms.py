@@ -52,9 +52,14 @@ TRAIN_TASKS = 400
 """As in the paper: 100 of each category."""
 
 
-def train_tasks(count: int = TRAIN_TASKS) -> list[Task]:
-    """The tasks all arms train on."""
-    return generated_tasks(0, count)
+def train_tasks(count: int = TRAIN_TASKS, max_turns: int = 4) -> list[Task]:
+    """The tasks all arms train on: of `count`, those with at most so many turns."""
+    return short(generated_tasks(0, count), max_turns)
+
+
+def short(tasks: list[Task], max_turns: int) -> list[Task]:
+    """Those with at most `max_turns` turns: what a long conversation costs, several short ones cost together."""
+    return [task for task in tasks if len(task.turns) <= max_turns]
 
 
 def _unseen(tasks: list[Task], count: int) -> list[Task]:

@@ -10,6 +10,8 @@ from packed import Adapters, Base, RowAdapters, Slots
 
 PATIENCE = 4
 """Decode steps that a waiting prompt is collected with others for: reading two prompts costs little more than one."""
+WORTH_COPYING = 16
+"""Tokens that another conversation must have in common with a prompt, beyond what its own slot holds, to be copied."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class Decoder:
         self._lora: RowAdapters | None = None
         self._adapters: Adapters | None = None
         self._runs = torch.zeros(slots, dtype=torch.long, device=base.device)
+        self._run_of: list[int] = [0] * slots
+        self._members: dict[int, list[int]] = {}
         self._since = 0
         self.decoded = 0
         self.iterations = 0
@@ -63,7 +67,9 @@ class Decoder:
         """A new phase: the weights have changed, so nothing that was read is kept. `runs`: the run of each slot."""
         count = len(self._held)
         self._held = [[] for _ in range(count)]
-        self._runs = torch.tensor([*runs, *[0] * (count - len(runs))], device=self.base.device)
+        self._run_of = [*runs, *[0] * (count - len(runs))]
+        self._members = {run: [i for i, mine in enumerate(self._run_of) if mine == run] for run in set(self._run_of)}
+        self._runs = torch.tensor(self._run_of, device=self.base.device)
         self._adapters = adapters
         with torch.no_grad():
             self._lora = adapters.for_rows(self._runs, self.base.dtype) if adapters else None
@@ -85,13 +91,47 @@ class Decoder:
         return self._decode() if self._rows else []
 
     def _prefill(self) -> list[Answer]:
-        jobs = []
-        for ask in self._waiting:
-            held = self._held[ask.slot]
-            keep = min(_common(held, ask.prompt), len(ask.prompt) - 1)
-            del held[keep:]
-            jobs.append((ask.prompt[keep:], ask))
-        self._waiting = []
+        """Reads the waiting prompts; what one of them shares with another of the same run is read once and copied."""
+        answers: list[Answer] = []
+        while self._waiting:
+            now: list[tuple[list[int], Ask]] = []
+            later: list[Ask] = []
+            for ask in self._waiting:
+                keep = self._kept(ask)
+                if any(self._twins(ask, other, keep) for _, other in now):
+                    later.append(ask)
+                else:
+                    del self._held[ask.slot][keep:]
+                    now.append((ask.prompt[keep:], ask))
+            self._waiting = later
+            answers += self._read_all(now)
+        return answers
+
+    def _kept(self, ask: Ask) -> int:
+        """How many tokens of the prompt the slot holds, after copying from a slot of the same run that holds more."""
+        most = len(ask.prompt) - 1
+        keep = min(_common(self._held[ask.slot], ask.prompt), most)
+        shared, donor = max(
+            ((min(_common(self._held[slot], ask.prompt), most), slot) for slot in self._slots_of(ask)),
+            default=(0, ask.slot),
+        )
+        if shared < keep + WORTH_COPYING:
+            return keep
+        self._slots.copy(donor, ask.slot, shared)
+        self._held[ask.slot] = self._held[donor][:shared]
+        return shared
+
+    def _slots_of(self, ask: Ask) -> list[int]:
+        """The other slots of the run."""
+        return [slot for slot in self._members[self._run_of[ask.slot]] if slot != ask.slot]
+
+    def _twins(self, ask: Ask, other: Ask, keep: int) -> bool:
+        """Whether `other`, which is about to be read, will hold more of the prompt."""
+        same = self._run_of[ask.slot] == self._run_of[other.slot]
+        return same and min(_common(other.prompt, ask.prompt), len(ask.prompt) - 1) >= keep + WORTH_COPYING
+
+    def _read_all(self, jobs: list[tuple[list[int], Ask]]) -> list[Answer]:
+        """Reads new tokens for each of `jobs`, those of like number together."""
         jobs.sort(key=lambda job: len(job[0]))
         answers: list[Answer] = []
         while jobs:

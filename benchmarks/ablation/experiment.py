@@ -15,9 +15,10 @@ from typing import Any
 from arms import ARMS, RULE, Run, stages_of, test_sets, train_tasks, validation_tasks
 from decoder import Decoder
 from episodes import Job, Played, Workers, play_all
-from learn import Optimizer, TrainRow, backward, group_advantages
+from learn import Optimizer, backward, group_advantages
 from packed import Adapters
 from safetensors.torch import load_file, save_file
+from shared_prompts import TrainRow
 from subject import prepare, scripted, supervised_rows
 
 from envtune_agents.curriculum import Curriculum, Evaluation, Move, Stage
@@ -43,7 +44,7 @@ class Experiment:
         playing = sum(run.arm != "sft" for run in self.runs)
         self.slots = settings["slots"] or min(1024, max(playing, 1) * settings["prompts"] * settings["samples"])
         self.decoder = Decoder(self.base, self.slots, settings["context"], subject.end_ids, settings["prefill_tokens"])
-        self.tasks = train_tasks(settings["train_tasks"])
+        self.tasks = train_tasks(settings["train_tasks"], settings["max_turns"])
         self.validation = validation_tasks(settings["validation"])
         self.step = 0
         self._norms: dict[int, list[float]] = defaultdict(list)

@@ -6,24 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from packed import Adapters, Base
+from packed import Adapters, Base, RowAdapters
+from shared_prompts import Attention, Batch, TrainRow, batches
 from torch import Tensor
 
 CLIP_LOW, CLIP_HIGH, DUAL_CLIP, KL_COEF = 0.2, 0.28, 10.0, 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRow:
-    """One sequence to learn from."""
-
-    run: int
-    prompt: list[int]
-    completion: list[int]
-    mask: list[int]
-    logprobs: list[float]
-    advantage: float
-    supervised: bool = False
-    """True: raise the likelihood of the masked tokens, without KL and clipping."""
 
 
 def token_losses(logprob: Tensor, old: Tensor, reference: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,70 +43,46 @@ def backward(
     count = [0] * adapters.runs
     for row in rows:
         count[row.run] += 1
-    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
     sums = torch.zeros(3, adapters.runs, device=base.device)
     tokens = 0
-    while ordered:
-        batch: list[TrainRow] = []
-        while ordered and (not batch or _width([*batch[-1:], ordered[-1], batch[0]]) * (len(batch) + 1) <= max_tokens):
-            batch.append(ordered.pop())
-        tokens += sum(len(row.prompt) + len(row.completion) for row in batch)
-        _one(base, adapters, batch, count, sums, kl_coef)
+    for run in sorted({row.run for row in rows}):
+        for batch in batches([row for row in rows if row.run == run], max_tokens):
+            tokens += batch.length
+            _one(base, adapters, run, batch, count[run], sums, kl_coef)
     shares = torch.tensor([max(c, 1) for c in count], device=base.device)
     kl, mismatch, entropy = (sums / shares).tolist()
     return Learned(kl, mismatch, entropy, tokens)
 
 
-def _width(rows: Sequence[TrainRow]) -> int:
-    return max(len(row.prompt) + len(row.completion) for row in rows)
-
-
-def _one(
-    base: Base, adapters: Adapters, batch: Sequence[TrainRow], count: Sequence[int], sums: Tensor, kl_coef: float
-) -> None:
+def _one(base: Base, adapters: Adapters, run: int, batch: Batch, count: int, sums: Tensor, kl_coef: float) -> None:
     device = base.device
-    data = [_padded(row, _width(batch)) for row in batch]
-    ids, mask, old = (torch.tensor([row[i] for row in data], device=device) for i in range(3))
-    runs = torch.tensor([row.run for row in batch], device=device)
-    where = mask[:, 1:].bool()
-    per_row = where.sum(1).clamp(min=1)
-    targets = ids[:, 1:][where]
-    owner = torch.arange(len(batch), device=device)[:, None].expand_as(where)[where]
-    positions = torch.arange(ids.shape[1] - 1, device=device).expand(len(batch), -1)
+    ids, positions = (torch.tensor([held], device=device) for held in (batch.ids, batch.positions))
+    sources, targets, owner = (
+        torch.tensor(held, device=device) for held in (batch.sources, batch.targets, batch.owner)
+    )
+    attend = Attention(base, batch)
 
-    def logprobs(lora: object) -> Tensor:
-        hidden = base.hidden(ids[:, :-1], positions, lora, base.attend_whole)  # type: ignore[arg-type]
-        logits = base.logits(hidden[where])
+    def logprobs(lora: RowAdapters | None) -> Tensor:
+        logits = base.logits(base.hidden(ids, positions, lora, attend)[0, sources])
         return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
+    rows = batch.rows
     with torch.no_grad():
-        reference = logprobs(None) if kl_coef and not all(row.supervised for row in batch) else None
-    logprob = logprobs(adapters.for_rows(runs, base.dtype))
-    advantage = torch.tensor([row.advantage for row in batch], device=device)[owner]
-    supervised = torch.tensor([row.supervised for row in batch], device=device)[owner]
+        reference = logprobs(None) if kl_coef and not all(row.supervised for row in rows) else None
+    logprob = logprobs(adapters.for_rows(torch.tensor([run], device=device), base.dtype))
+    advantage = torch.tensor([row.advantage for row in rows], device=device)[owner]
+    supervised = torch.tensor([row.supervised for row in rows], device=device)[owner]
     kl = torch.zeros_like(logprob)
     loss = -logprob
     if reference is not None:
         policy, kl = token_losses(logprob, logprob.detach(), reference, advantage)
         loss = torch.where(supervised, loss, policy + kl_coef * kl)
-    weight = 1 / (per_row * torch.tensor([count[row.run] for row in batch], device=device))
-    (loss * weight[owner]).sum().backward()
+    share = 1 / torch.tensor([max(sum(row.mask), 1) for row in rows], device=device)[owner]
+    (loss * share / count).sum().backward()
     with torch.no_grad():
-        share = (1 / per_row)[owner]
-        recorded = old[:, 1:][where]
-        parts = (kl, (logprob - recorded).abs(), -logprob)
-        for index, part in enumerate(parts):
-            sums[index].index_add_(0, runs[owner], part * share)
-
-
-def _padded(row: TrainRow, width: int) -> tuple[list[int], list[int], list[float]]:
-    rest = width - len(row.prompt) - len(row.completion)
-    head = len(row.prompt)
-    return (
-        [*row.prompt, *row.completion, *[0] * rest],
-        [*[0] * head, *row.mask, *[0] * rest],
-        [*[0.0] * head, *row.logprobs, *[0.0] * rest],
-    )
+        recorded = torch.tensor(batch.recorded, device=device)
+        for index, part in enumerate((kl, (logprob - recorded).abs(), -logprob)):
+            sums[index, run] += (part * share).sum()
 
 
 def group_advantages(rewards: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
-"""A finished experiment with the tiny subject -> what others can load: the warmed-up model, and an adapter of each arm.
+"""A finished experiment -> what others can load: the tiny subject with an adapter of each arm, or SmolLM2's best arm.
 
-The adapters are those of seed 0 of every arm, whatever their results, in the files that peft writes.
+The tiny subject's adapters are those of seed 0 of every arm, whatever their results. SmolLM2's is one run of the arm
+that solved most held-out tasks, with the warm-up's adapter in the same matrices. All in the files that peft writes.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
+import torch
 from arms import ARMS, Run
 from packed import LINEARS
 from safetensors.torch import load_file, save_file
+from subject import TINY
 from torch import Tensor
 
 SUBJECT = "warmed-up"
@@ -19,33 +24,54 @@ _KEPT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 
 def publish(out: Path, target: Path) -> None:
-    """Writes `warmed-up/` and one folder for each arm to `target`."""
+    """Writes the folders of the subject's kind to `target`."""
     settings = json.loads((out / "settings.json").read_text())
-    (target / SUBJECT).mkdir(parents=True, exist_ok=True)
-    for name in _KEPT:
-        shutil.copyfile(out / "subject" / name, target / SUBJECT / name)
     runs = [Run(arm, seed) for arm in ARMS if arm in settings["arms"] for seed in range(settings["seeds"])]
     tensors = {
         name.removeprefix("adapter."): tensor
         for name, tensor in load_file(out / "state.safetensors").items()
         if name.startswith("adapter.")
     }
+    if settings["model"] != TINY:
+        warm_up = {name: tensor[0] for name, tensor in load_file(out / "subject" / "warmup.safetensors").items()}
+        chosen = runs.index(best_run(out, runs))
+        both = {name: _beside(warm_up[name], tensor[chosen], name) for name, tensor in tensors.items()}
+        _write_adapter(target, both, settings["model"])
+        print(f"published {runs[chosen].name}")
+        return
+    (target / SUBJECT).mkdir(parents=True, exist_ok=True)
+    for name in _KEPT:
+        shutil.copyfile(out / "subject" / name, target / SUBJECT / name)
     for index, run in enumerate(runs):
         if run.seed == 0:
-            _write_adapter(target / run.arm, tensors, index, settings["rank"])
+            _write_adapter(target / run.arm, {name: t[index] for name, t in tensors.items()}, f"../{SUBJECT}")
 
 
-def _write_adapter(folder: Path, tensors: dict[str, Tensor], run: int, rank: int) -> None:
-    """One run's A [d_in, r] and B [r, d_out], as peft keeps them: transposed, with alpha = 2 r (`Adapters.scale`)."""
+def best_run(out: Path, runs: list[Run]) -> Run:
+    """The first seed of the arm that solved most of the held-out tasks without hints; of two, the earlier arm."""
+    results: dict[str, Any] = json.loads((out / "final.json").read_text())["held_out/0"]
+    arms = {run.arm: mean(results[other.name]["solved"] for other in runs if other.arm == run.arm) for run in runs}
+    best = max(arms, key=lambda arm: arms[arm])
+    return next(run for run in runs if run.arm == best)
+
+
+def _beside(first: Tensor, second: Tensor, name: str) -> Tensor:
+    """Two adapters as one: A [d_in, r] side by side, B [r, d_out] one below the other; their products add up."""
+    return torch.cat((first.float(), second.float()), dim=1 if name.endswith(".a") else 0).bfloat16()
+
+
+def _write_adapter(folder: Path, tensors: dict[str, Tensor], base: str) -> None:
+    """A [d_in, r] and B [r, d_out] as peft keeps them: transposed, with alpha = 2 r (`Adapters.scale`)."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {}
     for key, tensor in tensors.items():
         path, kind = key.rsplit(".", 1)
-        named[f"base_model.model.model.{path}.lora_{kind.upper()}.weight"] = tensor[run].T.contiguous()
+        named[f"base_model.model.model.{path}.lora_{kind.upper()}.weight"] = tensor.T.contiguous()
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    rank = next(tensor.shape[1] for key, tensor in tensors.items() if key.endswith(".a"))
     config = {
         "peft_type": "LORA",
-        "base_model_name_or_path": f"../{SUBJECT}",
+        "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
         "r": rank,
         "lora_alpha": 2 * rank,

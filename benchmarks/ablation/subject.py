@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from arms import short
 from episodes import Job, Played, Subject, Workers, play_all
-from learn import TrainRow, backward
+from learn import backward
 from packed import Adapters, Base
 from safetensors.torch import load_file, save_file
+from shared_prompts import TrainRow
 
 from envtune_agents.playground import generated_tasks
 
@@ -64,15 +68,14 @@ def _checkpoint(
         tokenizer.chat_template = _template()
         tokenizer.save_pretrained(folder)
     del weights
-    adapters = Adapters(base, 1, 16, [0])
+    adapters = Adapters(base, 1, settings["warmup_rank"], [0])
     file = folder / "warmup.safetensors"
     if file.exists():
         adapters.load(load_file(file))
     else:
         workers.use(subject)
-        tasks = generated_tasks(WARMUP_SEED, settings["warmup_tasks"])
-        rows = supervised_rows(scripted(workers, "clumsy", tasks, [3, 0]))
-        _teach_adapter(base, adapters, rows, settings)
+        tasks = short(generated_tasks(WARMUP_SEED, settings["warmup_tasks"]), settings["max_turns"])
+        _teach_adapter(base, adapters, _lessons(workers, tasks), settings)
         save_file({name: t.bfloat16().contiguous().cpu() for name, t in adapters.state().items()}, file)
         adapters.load(load_file(file))
     base.merge(adapters)
@@ -86,19 +89,36 @@ def _template() -> str:
     return CHAT_TEMPLATE
 
 
-def _teach_adapter(base: Base, adapters: Adapters, rows: list[TrainRow], settings: dict[str, Any]) -> None:
+def _lessons(workers: Workers, tasks: list[Any]) -> list[list[TrainRow]]:
+    """For each task, what the clumsy script did with hints and without: two rows with one prompt."""
+    with_hints, without = (supervised_rows(scripted(workers, "clumsy", tasks, [level])) for level in (3, 0))
+    lessons: dict[tuple[int, ...], list[TrainRow]] = defaultdict(list)
+    for row in (*with_hints, *without):
+        lessons[tuple(row.prompt)].append(row)
+    return list(lessons.values())
+
+
+def _teach_adapter(base: Base, adapters: Adapters, lessons: list[list[TrainRow]], settings: dict[str, Any]) -> None:
+    """Imitation of the lessons; the learning rate rises over ten steps and falls to zero."""
+    batches = _batches(lessons, settings["warmup_epochs"], settings["warmup_batch"])
     adam = torch.optim.AdamW(adapters.parameters(), lr=settings["warmup_lr"], weight_decay=0.0)
-    for step, batch in enumerate(_batches(rows, settings["warmup_epochs"], 32)):
+    started = time.perf_counter()
+    for step, batch in enumerate(batches):
+        for group in adam.param_groups:
+            group["lr"] = settings["warmup_lr"] * min(1.0, (step + 1) / 10) * (1 - step / len(batches))
         learned = backward(base, adapters, batch, settings["train_tokens"], kl_coef=0.0)
         torch.nn.utils.clip_grad_norm_(adapters.parameters(), 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        print(f"warm-up step {step}: loss {learned.entropy[0]:.4f}", flush=True)
+        took = time.perf_counter() - started
+        done = f"{step + 1}/{len(batches)}"
+        print(f"warm-up step {done}: loss {learned.entropy[0]:.4f}, {learned.tokens} tokens, {took:.0f} s", flush=True)
 
 
-def _batches(rows: list[TrainRow], epochs: float, size: int) -> list[list[TrainRow]]:
+def _batches(lessons: list[list[TrainRow]], epochs: float, size: int) -> list[list[TrainRow]]:
+    """The rows of `size` lessons for each step, in a new order in each epoch."""
     random, order = Random(0), []
     for _ in range(int(epochs + 0.999)):
-        order += random.sample(rows, k=len(rows))
-    order = order[: int(epochs * len(rows))]
-    return [order[start : start + size] for start in range(0, len(order), size)]
+        order += random.sample(lessons, k=len(lessons))
+    order = order[: int(epochs * len(lessons))]
+    return [[row for rows in order[start : start + size] for row in rows] for start in range(0, len(order), size)]

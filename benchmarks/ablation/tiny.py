@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from episodes import Subject, Workers
-from learn import TrainRow
 from packed import Base
 from safetensors.torch import load_file, save_file
+from shared_prompts import TrainRow
 from subject import WARMUP_SEED, scripted, supervised_rows
 from torch.nn import functional
 
