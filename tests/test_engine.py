@@ -24,11 +24,6 @@ torch = pytest.importorskip("torch")
 CHAT = "<|im_start|>user\nWhat is the weather like in Paris?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def engine(folder: Path) -> Iterator[Engine]:
     engine = Engine(lambda: load_weights(folder, "fp32"))

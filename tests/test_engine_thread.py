@@ -18,18 +18,12 @@ import pytest
 
 from envtune_agents.engine import Engine, GenerationRequest
 from envtune_agents.errors import EngineError, WeightsError
-from envtune_agents.testing.tiny import tiny_qwen
 from envtune_agents.weights import load_weights
 
 torch = pytest.importorskip("torch")
 
 PROMPT = tuple(range(50, 120))
 REQUEST = GenerationRequest(PROMPT, max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from envtune_agents import ChatTransformers
 from envtune_agents.engine import Engine, GenerationRequest
 from envtune_agents.errors import WeightsError
-from envtune_agents.testing import random_adapter, tiny_qwen
+from envtune_agents.testing import random_adapter
 from envtune_agents.weights import load_weights
 
 torch = pytest.importorskip("torch")
@@ -21,11 +21,6 @@ pytestmark = pytest.mark.skipif(not half.available(), reason="torch was built wi
 
 ROUNDING = 2**-9
 """Largest difference of logits to fp32's, as a share of the largest: four roundings of a weight to fp16."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
 
 
 def logits(model: Any) -> Any:

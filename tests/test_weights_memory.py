@@ -12,16 +12,10 @@ from typer.testing import CliRunner
 
 from envtune_agents.cli import app
 from envtune_agents.errors import WeightsError
-from envtune_agents.testing import tiny_qwen
 from envtune_agents.weights import context_length, load, load_weights, memory_report
 
 torch = pytest.importorskip("torch")
 half = pytest.importorskip("envtune_agents.weights.half")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen(tmp_path_factory.mktemp("tiny"))
 
 
 def test_the_report_agrees_with_what_is_loaded(folder: Path) -> None:

@@ -91,6 +91,7 @@ def test_a_killed_run_goes_on_and_ends_like_any_other(tmp_path: Path) -> None:
     process.wait()
     done = train(model, source(), out=out, stages=STAGES, settings=SETTINGS)
     assert done.finished
+    assert [json.loads(line)["step"] for line in (out / "one" / "metrics.jsonl").open()] == [1, 2]
     assert (
         Curriculum(
             [replace(stage, prompts=2, samples=2) for stage in STAGES], AdvanceRule(), path=out / "curriculum.json"

@@ -19,6 +19,7 @@ from envtune_agents.errors import CurriculumError
 from envtune_agents.playground import Playground, generated_tasks
 from envtune_agents.rollout import run_episode
 from envtune_trl import Trained, train
+from envtune_trl.progress import rewind
 from envtune_trl.training import last_checkpoint
 
 
@@ -104,3 +105,13 @@ def test_a_checkpoint_that_a_crash_cut_off_is_passed_over(tmp_path: Path) -> Non
             (folder / name).touch()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_steps_that_are_made_again_are_in_the_metrics_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "gra')
+    rewind(tmp_path, 2)
+    assert [json.loads(line)["step"] for line in path.open()] == [1, 2]
+    rewind(tmp_path, 0)
+    assert path.read_text() == ""
+    rewind(tmp_path / "nothing", 2)

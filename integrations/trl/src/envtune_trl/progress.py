@@ -218,6 +218,21 @@ class StageProgress:
         return decision
 
 
+def rewind(folder: Path, step: int) -> None:
+    """Drops the metrics of steps that come after `step`, and a line that a kill cut off: the steps are made again."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept), encoding="utf-8")
+    os.replace(part, path)
+
+
 def known_signal(folder: Path) -> LearningSignal:
     """The signal as a stopped stage's metrics leave it, so that a stage that has learnt something is never cold."""
     signal = LearningSignal()

@@ -33,7 +33,7 @@ from envtune_agents.curriculum import (
 from envtune_agents.errors import CurriculumError
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import Rollout, Task
-from envtune_trl.progress import DIFFICULTY, StageProgress, Table, known_signal
+from envtune_trl.progress import DIFFICULTY, StageProgress, Table, known_signal, rewind
 from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily, reward_from_rollouts, task_dataset
 from envtune_trl.settings import TrainSettings
 from envtune_trl.warm_up import NO_LESSONS, find_lessons, make_warm_up, read_warm_up, warm_weights, warmed_up
@@ -42,6 +42,7 @@ from envtune_trl.weights import (
     check_prefix_preserving,
     load_policy,
     merged,
+    own_warnings_only,
     save_policy,
     trainable_base,
     weights_in,
@@ -192,6 +193,8 @@ class _Run:
     def _train_stage(self, stage: Stage, index: int, start: Path | None) -> _StageEnd:
         """Trains one stage until the curriculum leaves it, its numbers break, or it proves to be cold."""
         folder = self._stage_folder(index)
+        checkpoint = last_checkpoint(folder)
+        rewind(folder, step_of(checkpoint) if checkpoint else 0)
         policy = load_policy(self.model, self.settings, start)
         check_prefix_preserving(policy)
         engine = policy.engine()
@@ -216,8 +219,8 @@ class _Run:
         trainer = _trainer(policy, rollouts, progress, folder, chosen)
         self.table.start()
         try:
-            with _memory_advice(self.settings):
-                trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+            with _memory_advice(self.settings), own_warnings_only():
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             self.table.stop()
             engine.close()
@@ -285,11 +288,16 @@ def _difficulty(path: Path, stage: Stage) -> DifficultyController:
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that was written to its end; one that a crash cut off is passed over."""
     found = [
-        (int(path.name.rpartition("-")[2]), path)
+        (step_of(path), path)
         for path in folder.glob("checkpoint-*")
         if (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file()
     ]
     return str(max(found)[1]) if found else None
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The training step that a checkpoint was written at."""
+    return int(Path(checkpoint).name.rpartition("-")[2])
 
 
 @contextmanager

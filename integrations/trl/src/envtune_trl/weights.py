@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -62,6 +63,15 @@ def load_policy(model: str | Path, settings: TrainSettings, start: Path | None) 
     return Policy(weights, _with_adapter(loaded, settings, start))
 
 
+@contextmanager
+def own_warnings_only() -> Iterator[None]:
+    """Without what peft and TRL call forth by transformers' old name for activation checkpointing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+@own_warnings_only()
 def _with_adapter(model: Any, settings: TrainSettings, start: Path | None) -> Any:
     peft: Any = import_module("peft")  # its types are incomplete
     if settings.precision in QUANTISED:
