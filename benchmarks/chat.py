@@ -180,7 +180,7 @@ def begin(peer: str, size: Size, *, ends: bool = False) -> tuple[Ask, Any, Any]:
     engine = None
     if peer in ENGINES:
         loaded = (lambda weights: weights) if ends else (lambda weights: replace(weights, end_token_ids=()))
-        engine = Engine(lambda: loaded(load_weights(size.model, ENGINES[peer])))
+        engine = Engine(lambda: loaded(load_weights(size.model, ENGINES[peer], packed=True)))
         weights = engine.weights
         ask = engine_peer(engine)
     else:
@@ -247,9 +247,7 @@ def systems(size: Size, peer: str = "engine") -> dict[str, Any]:
         if attempt:  # the first one reads the prompts
             times.setdefault((most, n), []).append(took)
     speeds = {key: key[1] * new / statistics.median(values) for key, values in times.items()}
-    return {
-        name: {str(n): speeds[most, n] for n in (1, 8)} for name, most in (("guessing", full), ("not guessing", 0))
-    }
+    return {name: {str(n): speeds[most, n] for n in (1, 8)} for name, most in (("guessing", full), ("not guessing", 0))}
 
 
 def grammar(size: Size) -> dict[str, Any]:

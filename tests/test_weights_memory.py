@@ -16,12 +16,13 @@ from envtune_agents.weights import context_length, load, load_weights, memory_re
 
 torch = pytest.importorskip("torch")
 half = pytest.importorskip("envtune_agents.weights.half")
+packed = pytest.importorskip("envtune_agents.weights.packed")
 
 
 def test_the_report_agrees_with_what_is_loaded(folder: Path) -> None:
     report = memory_report(folder, context=100, conversations=3)
     needs = {need.precision: need for need in report.needs}
-    for precision in ("fp32", "bf16", "fp16"):
+    for precision in ("bf16", "fp16"):
         model = load_weights(folder, precision, device_map="cpu").model
         loaded = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters()}
         assert needs[precision].weights == sum(loaded.values())
@@ -128,8 +129,12 @@ def test_a_gguf_file_that_cannot_fit_is_refused_before_it_is_read(
 
 
 @pytest.mark.skipif(not half.available(), reason="torch was built without FBGEMM")
+@pytest.mark.skipif(not packed.can_pack_full(), reason="torch was built without oneDNN")
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_report_of_packed_weights_counts_what_they_take(folder: Path, tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize(("precision", "number_bytes"), [("fp32", 4), ("w16a32", 2)])
+def test_the_report_of_packed_weights_counts_what_they_take(
+    folder: Path, tmp_path: Path, precision: str, number_bytes: int, tied: bool
+) -> None:
     if not tied:
         weights = load_weights(folder, "fp32", device_map="cpu")
         weights.model.config.tie_word_embeddings = False
@@ -137,10 +142,10 @@ def test_the_report_of_packed_weights_counts_what_they_take(folder: Path, tmp_pa
         weights.model.save_pretrained(tmp_path)
         weights.tokenizer.save_pretrained(tmp_path)
         folder = tmp_path
-    need = next(need for need in memory_report(folder).needs if need.precision == "w16a32")
-    model = load_weights(folder, "w16a32", device_map="cpu").model
-    packed = [layer for layer in model.modules() if isinstance(layer, half.HalfLinear)]
-    own = sum(2 * layer.in_features * layer.out_features for layer in packed)
+    need = next(need for need in memory_report(folder).needs if need.precision == precision)
+    model = load_weights(folder, precision, device_map="cpu", packed=True).model
+    layers = [layer for layer in model.modules() if isinstance(layer, packed.PackedLinear)]
+    own = sum(number_bytes * layer.in_features * layer.out_features for layer in layers)
     assert need.weights == own + sum(parameter.nbytes for parameter in model.parameters())
     cache = model(torch.zeros(1, 7, dtype=torch.long), use_cache=True).past_key_values
     assert need.cache_per_token == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // 7

@@ -74,4 +74,5 @@ def _load(key: EngineKey) -> Any:
         device_map=json.loads(key.device_map),
         max_context=key.max_context,
         revision=key.revision,
+        packed=True,
     )

@@ -28,7 +28,7 @@ NEWCOMERS = 8
 CPU_CHUNK, GPU_CHUNK = 512, 4096
 """Most prompt tokens read in one pass; a quarter while other requests are sampling, which wait for it."""
 FULL_PASS = 16
-"""Rows up to which guessed tokens join a decoding pass on a CPU: so many cost little more than a few (`few_rows`)."""
+"""Rows up to which guessed tokens join a decoding pass on a CPU: so many cost little more than a few."""
 MIN_SHARE = 32
 """Prompt tokens a request gets of a pass at least, while there are any."""
 

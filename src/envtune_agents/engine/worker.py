@@ -271,11 +271,9 @@ def _end_threads() -> None:
 def _server(weights: Weights, cache_bytes: int, *, cuda_graphs: bool) -> Server:
     """The way to serve this model: packed where its attention allows it."""
     from envtune_agents.engine.alone import Alone
-    from envtune_agents.engine.few_rows import hasten
     from envtune_agents.engine.packed_model import PackedModel
     from envtune_agents.engine.scheduler import Scheduler
 
-    hasten(weights.model)
     packed = PackedModel.of(weights.model, cache_bytes or DEFAULT_CACHE_BYTES, cuda_graphs=cuda_graphs)
     return Scheduler(weights, packed, keep=cache_bytes > 0) if packed else Alone(weights, cache_bytes)
 

@@ -11,34 +11,16 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import nn
+
+from envtune_agents.weights.packed import HalfLinear, Place, pack_linear, places
 
 
 def available() -> bool:
     """Whether this build of torch has FBGEMM, which it has on x86."""
     return "fbgemm" in torch.backends.quantized.supported_engines
-
-
-class HalfLinear(nn.Linear):
-    """A linear layer for inference: fp32 in, fp32 out, its weights packed in fp16; `weight` is empty."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        bias = None if layer.bias is None else layer.bias.detach().float()
-        self.packed: Any = torch.ops.quantized.linear_prepack_fp16(layer.weight.detach().float(), bias)
-        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # peft asks it for its device
-        self.register_parameter("bias", None)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product; raises when a gradient is asked for, which would be lost without a word."""
-        if input.requires_grad:
-            raise RuntimeError("Packed weights cannot be trained through. Load them in 'fp32' or 'bf16' for that.")
-        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(input, self.packed)
-        return product
 
 
 class HalfEmbedding(nn.Embedding):
@@ -52,18 +34,17 @@ class HalfEmbedding(nn.Embedding):
 def pack(model: nn.Module) -> None:
     """Turn a model that was loaded in fp16 into one that computes in fp32 from packed weights, layer by layer."""
 
-    def packed(place: tuple[nn.Module, str, nn.Module]) -> None:
-        owner, name, layer = place
-        if type(layer) is nn.Linear:
-            setattr(owner, name, HalfLinear(layer))
-        elif type(layer) is nn.Embedding:
+    def pack_one(place: Place) -> None:
+        owner, name = place
+        layer = getattr(owner, name)
+        if type(layer) is nn.Embedding:
             table = layer.weight.detach()
             half = HalfEmbedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, _weight=table)
             setattr(owner, name, half)
+        pack_linear(place, HalfLinear)
 
-    places = [(owner, name, layer) for owner in model.modules() for name, layer in owner.named_children()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(packed, places))
+        list(pool.map(pack_one, places(model)))
     for module in model.modules():
         for parameter in () if isinstance(module, HalfEmbedding) else module.parameters(recurse=False):
             parameter.data = parameter.data.float()

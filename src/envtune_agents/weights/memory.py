@@ -54,7 +54,7 @@ class MemoryReport:
 
 
 def memory_report(model: str | Path, *, context: int | None = None, conversations: int = 1) -> MemoryReport:
-    """The memory that `model` needs at each precision, from headers alone.
+    """The memory that `model` needs at each precision, from headers alone; fp32 and w16a32 as a CPU holds them.
 
     `model`: as for `load_weights`, but on this disk. `context`: tokens of one conversation, the checkpoint's own by
     default. Raises `WeightsError` when the checkpoint is not here, cannot be read, or has a shorter context.
@@ -89,20 +89,20 @@ def _need(precision: str, source: WeightsSource, shape: Shape, tensors: Sequence
     dense = _BYTES.get(precision, 2.0)
     packed = _QUANTISED.get(precision, dense)
     weights = sum(tensor.size * (packed if _is_packed(tensor) else dense) for tensor in tensors)
-    if precision == "w16a32":
-        weights += sum(tensor.size * _extra_bytes(tensor, tensors) for tensor in tensors)
+    if precision in ("fp32", "w16a32"):
+        weights += sum(tensor.size * _extra_bytes(tensor, tensors, dense) for tensor in tensors)
     cached = 4.0 if precision == "w16a32" else dense
     for_token = int(2 * shape.layers * shape.kv_heads * shape.head_size * cached)
     return MemoryNeed(precision, round(weights), for_token, for_token * tokens)
 
 
-def _extra_bytes(tensor: Tensor, tensors: Sequence[Tensor]) -> float:
-    """Bytes a number takes beyond two: vectors stay in fp32, and a head tied to the embeddings is a copy of them."""
+def _extra_bytes(tensor: Tensor, tensors: Sequence[Tensor], dense: float) -> float:
+    """Bytes a packed number takes beyond `dense`: vectors stay in fp32, and a head tied to the embeddings is a copy."""
     if tensor.dimensions < 2:
-        return 2.0
+        return 4.0 - dense
     heads = ("lm_head", "output.weight")
     tied = not any(other.name.startswith(heads) for other in tensors)
-    return 2.0 if tied and any(name in tensor.name for name in ("embed_tokens", "token_embd")) else 0.0
+    return dense if tied and any(name in tensor.name for name in ("embed_tokens", "token_embd")) else 0.0
 
 
 def _is_packed(tensor: Tensor) -> bool:
