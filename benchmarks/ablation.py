@@ -23,14 +23,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts": 6, "samples": 8, "rank": 8, "lr": 2e-4, "max_new": 64, "max_steps": 6, "context": 1408,
         "slots": 0, "prefill_tokens": 65_536, "train_tokens": 32_768, "validation": 48, "test": 120,
         "train_tasks": 400, "max_turns": 4, "evaluate_every": 8,
-        "warmup_tasks": 480, "warmup_epochs": 2, "warmup_lr": 1e-3, "warmup_rank": 4, "warmup_batch": 16,
+        "warmup_tasks": 480, "warmup_steps": 400, "warmup_lr": 2e-3, "warmup_rank": 4, "warmup_batch": 16,
         "tiny_width": 384, "tiny_layers": 6, "tiny_tasks": 4000, "tiny_steps": 1400, "tiny_lr": 1e-3, "tiny_batch": 64,
     },
     "cpu": {
         "prompts": 4, "samples": 6, "rank": 8, "lr": 2e-3, "max_new": 32, "max_steps": 7, "context": 768,
         "slots": 0, "prefill_tokens": 16_384, "train_tokens": 8_192, "validation": 24, "test": 80,
         "train_tasks": 400, "max_turns": 4, "evaluate_every": 6,
-        "warmup_tasks": 160, "warmup_epochs": 1, "warmup_lr": 1e-3, "warmup_rank": 4, "warmup_batch": 4,
+        "warmup_tasks": 480, "warmup_steps": 200, "warmup_lr": 2e-3, "warmup_rank": 4, "warmup_batch": 12,
         "tiny_width": 128, "tiny_layers": 3, "tiny_tasks": 3200, "tiny_steps": 1000, "tiny_lr": 4e-3, "tiny_batch": 32,
     },
 }  # fmt: skip

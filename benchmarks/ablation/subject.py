@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from arms import short
 from episodes import Job, Played, Subject, Workers, play_all
-from learn import backward
+from learn import Optimizer, backward
 from packed import Adapters, Base
 from safetensors.torch import load_file, save_file
 from shared_prompts import TrainRow
@@ -75,7 +76,8 @@ def _checkpoint(
     else:
         workers.use(subject)
         tasks = short(generated_tasks(WARMUP_SEED, settings["warmup_tasks"]), settings["max_turns"])
-        _teach_adapter(base, adapters, _lessons(workers, tasks), settings)
+        lessons = _lessons(workers, tasks, settings["warmup_batch"])
+        _teach_adapter(base, adapters, lessons, settings, folder / "lesson.safetensors")
         save_file({name: t.bfloat16().contiguous().cpu() for name, t in adapters.state().items()}, file)
         adapters.load(load_file(file))
     base.merge(adapters)
@@ -89,36 +91,66 @@ def _template() -> str:
     return CHAT_TEMPLATE
 
 
-def _lessons(workers: Workers, tasks: list[Any]) -> list[list[TrainRow]]:
-    """For each task, what the clumsy script did with hints and without: two rows with one prompt."""
-    with_hints, without = (supervised_rows(scripted(workers, "clumsy", tasks, [level])) for level in (3, 0))
-    lessons: dict[tuple[int, ...], list[TrainRow]] = defaultdict(list)
-    for row in (*with_hints, *without):
-        lessons[tuple(row.prompt)].append(row)
-    return list(lessons.values())
+def _lessons(workers: Workers, tasks: list[Any], size: int) -> list[list[TrainRow]]:
+    """What the clumsy script did in each task with hints and without, `size` rows of one set of tools together.
+
+    The declaration of the tools is most of a prompt; as the prompt of all of them it is read once (`shared_prompts`).
+    """
+    played = [item for level in (3, 0) for item in scripted(workers, "clumsy", tasks, [level])]
+    by_tools: dict[tuple[int, ...], list[TrainRow]] = defaultdict(list)
+    for row in supervised_rows(played):
+        start = row.prompt[0]  # of the system message; the user's begins with it, too
+        cut = row.prompt.index(start, 1)
+        rest = row.prompt[cut:]
+        by_tools[tuple(row.prompt[:cut])].append(
+            replace(
+                row,
+                prompt=row.prompt[:cut],
+                completion=rest + row.completion,
+                mask=[0] * len(rest) + row.mask,
+                logprobs=[0.0] * len(rest) + row.logprobs,
+            )
+        )
+    random = Random(0)
+    shuffled = [random.sample(rows, k=len(rows)) for rows in by_tools.values()]
+    return [rows[start : start + size] for rows in shuffled for start in range(0, len(rows), size)]
 
 
-def _teach_adapter(base: Base, adapters: Adapters, lessons: list[list[TrainRow]], settings: dict[str, Any]) -> None:
-    """Imitation of the lessons; the learning rate rises over ten steps and falls to zero."""
-    batches = _batches(lessons, settings["warmup_epochs"], settings["warmup_batch"])
-    adam = torch.optim.AdamW(adapters.parameters(), lr=settings["warmup_lr"], weight_decay=0.0)
-    started = time.perf_counter()
-    for step, batch in enumerate(batches):
-        for group in adam.param_groups:
-            group["lr"] = settings["warmup_lr"] * min(1.0, (step + 1) / 10) * (1 - step / len(batches))
-        learned = backward(base, adapters, batch, settings["train_tokens"], kl_coef=0.0)
-        torch.nn.utils.clip_grad_norm_(adapters.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        took = time.perf_counter() - started
-        done = f"{step + 1}/{len(batches)}"
-        print(f"warm-up step {done}: loss {learned.entropy[0]:.4f}, {learned.tokens} tokens, {took:.0f} s", flush=True)
+def _teach_adapter(
+    base: Base, adapters: Adapters, lessons: list[list[TrainRow]], settings: dict[str, Any], saved: Path
+) -> None:
+    """Imitation of the lessons, one a step; an interrupted warm-up goes on. The learning rate falls to a tenth."""
+    steps, started = settings["warmup_steps"], time.perf_counter()
+    optimizer = Optimizer(adapters, settings["warmup_lr"])
+    for step in range(_resumed(adapters, optimizer, saved), steps):
+        for group in optimizer.adam.param_groups:
+            group["lr"] = settings["warmup_lr"] * min(1.0, (step + 1) / 10) * (1 - 0.9 * step / steps)
+        epoch, at = divmod(step, len(lessons))
+        lesson = lessons[Random(epoch).sample(range(len(lessons)), k=len(lessons))[at]]
+        learned = backward(base, adapters, lesson, settings["train_tokens"], kl_coef=0.0)
+        optimizer.step()
+        print(
+            f"warm-up step {step + 1}/{steps}: loss {learned.entropy[0]:.4f}, {learned.tokens} tokens, "
+            f"{time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+        if (step + 1) % 10 == 0:
+            _save(adapters, optimizer, step + 1, saved)
 
 
-def _batches(lessons: list[list[TrainRow]], epochs: float, size: int) -> list[list[TrainRow]]:
-    """The rows of `size` lessons for each step, in a new order in each epoch."""
-    random, order = Random(0), []
-    for _ in range(int(epochs + 0.999)):
-        order += random.sample(lessons, k=len(lessons))
-    order = order[: int(epochs * len(lessons))]
-    return [[row for rows in order[start : start + size] for row in rows] for start in range(0, len(order), size)]
+def _save(adapters: Adapters, optimizer: Optimizer, step: int, saved: Path) -> None:
+    tensors = {f"adapter.{name}": t.contiguous() for name, t in adapters.state().items()}
+    tensors |= {f"adam.{name}": t.contiguous() for name, t in optimizer.state().items()}
+    part = saved.with_suffix(".part")
+    save_file(tensors | {"step": torch.tensor(step)}, part)
+    part.replace(saved)
+
+
+def _resumed(adapters: Adapters, optimizer: Optimizer, saved: Path) -> int:
+    """The step at which an interrupted warm-up goes on."""
+    if not saved.exists():
+        return 0
+    tensors = load_file(saved)
+    adapters.load({name.removeprefix("adapter."): t for name, t in tensors.items() if name.startswith("adapter.")})
+    optimizer.load({name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")})
+    return int(tensors["step"])
