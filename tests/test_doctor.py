@@ -127,7 +127,8 @@ def test_the_memory_of_a_model_is_estimated_at_each_precision(tmp_path: Path) ->
     memory = diagnose(model=str(tmp_path), context=64).to_plain()["memory"]
     needs = {need["precision"]: need for need in memory["needs"]}
     assert set(needs) == {"fp32", "bf16", "fp16", "w16a32", "8bit", "4bit"}
-    assert needs["fp32"]["weights"] == 2 * needs["bf16"]["weights"] > needs["4bit"]["weights"] > 0
+    tied_head = 4 * 100 * 64  # a copy of its own on a CPU
+    assert needs["fp32"]["weights"] - tied_head == 2 * needs["bf16"]["weights"] > needs["4bit"]["weights"] > 0
     assert {need["fits"] for need in needs.values()} <= {"CPU", "GPU"}
     assert needs["fp32"]["total"] == needs["fp32"]["weights"] + needs["fp32"]["cache"]
 
