@@ -1,6 +1,6 @@
 """An agent's conversations on a CPU: our engine beside what runs in one process with transformers alone.
 
-    python benchmarks/chat.py            # the whole table; needs a quiet machine and about half an hour
+    python benchmarks/chat.py            # the whole table; needs a quiet machine and a quarter of an hour
     python benchmarks/chat.py --quick    # the same rows on shorter prompts, in a few minutes
     python benchmarks/chat.py --only "steps; systems"    # single rows: one or two minutes each
     python benchmarks/chat.py --tiny     # tries the script itself, on a checkpoint of 100,000 random parameters
@@ -279,12 +279,36 @@ def first_token(size: Size) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
 
 
+def products(size: Size) -> dict[str, Any]:
+    """Milliseconds of all the model's matrix products by the number of rows, plain and packed in fp32, in turn."""
+    import torch
+
+    from envtune_agents.weights import load_weights
+    from envtune_agents.weights.packed import FullLinear
+
+    layers = [layer for layer in load_weights(size.model, "fp32").model.modules() if type(layer) is torch.nn.Linear]
+    kinds = {"plain": layers, "packed": [FullLinear(layer) for layer in layers]}
+    found: dict[str, Any] = {}
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128):
+        inputs = [torch.randn(rows, layer.in_features) for layer in layers]
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _, kind in itertools.product(range(7), kinds):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for layer, given in zip(kinds[kind], inputs, strict=True):
+                    layer(given)
+            times[kind].append(1e3 * (time.perf_counter() - started))
+        found[str(rows)] = {kind: statistics.median(values) for kind, values in times.items()}
+    return found
+
+
 PARTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     **{peer: lambda size, peer=peer: conversations(peer, size) for peer in PEERS},  # type: ignore[misc]
     "steps": steps,
     "systems": systems,
     "systems, w16a32": lambda size: systems(size, "engine, w16a32"),
     "grammar": grammar,
+    "products": products,
     "first token": first_token,
 }
 
@@ -337,6 +361,9 @@ def summary(found: dict[str, dict[str, Any]], size: Size) -> str:
     if "grammar" in found:
         free, bound = found["grammar"].values()
         lines.append(f"- Under a grammar a token takes {bound:.1f} ms, free {free:.1f} ({bound / free:.2f}x).")
+    if "products" in found:
+        each = (f"{rows}: {t['plain']:.0f} / {t['packed']:.0f}" for rows, t in found["products"].items())
+        lines.append(f"- All matrix products in ms at so many rows, plain / packed: {', '.join(each)}.")
     if "first token" in found:
         wall, cpu = found["first token"].values()
         lines.append(f"- Loading to first token: {wall:.1f} s ({cpu:.1f} CPU s).")

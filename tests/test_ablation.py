@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from decoder import Ask, Decoder
 from episodes import Job, Played, _played
 from learn import Optimizer, backward, group_advantages, token_losses
 from packed import Adapters, Base, Slots
+from publish import publish
+from safetensors.torch import save_file
 from scripts import script_of
 from shared_prompts import Attention, TrainRow, batches
 
@@ -235,3 +238,26 @@ def test_the_clumsy_one_is_clumsy_with_held_out_tools_too(other: dict[str, Any])
     tasks = generated_tasks(0, 24, **other)
     assert all(played(task, "expert", 0).solved for task in tasks)
     assert sum(played(task, "clumsy", 0).solved for task in tasks) < 18
+
+
+def test_the_published_adapter_is_the_warm_up_and_the_run_in_one(tmp_path: Path) -> None:
+    """The arm that solved most, loaded as a user loads it, against both adapters merged one after the other."""
+    model = tiny_qwen(tmp_path / "tiny")
+    base, out = Base(load_weights(model, "fp32").model), tmp_path / "run"
+    warm_up, runs = Adapters(base, 1, 3, [5]), some_adapters(base)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in (*warm_up.parameters(), *runs.parameters()):
+            tensor.copy_(tensor.normal_(0, 0.05).bfloat16())
+    (out / "subject").mkdir(parents=True)
+    save_file(warm_up.state(), out / "subject" / "warmup.safetensors")
+    save_file({f"adapter.{name}": tensor for name, tensor in runs.state().items()}, out / "state.safetensors")
+    (out / "settings.json").write_text(json.dumps({"model": "../tiny", "arms": ["four", "no_hints"], "seeds": 1}))
+    (out / "final.json").write_text(
+        json.dumps({"held_out/0": {"four-0": {"solved": 0.1}, "no_hints-0": {"solved": 0.3}}})
+    )
+    publish(out, tmp_path / "published")
+    base.merge(warm_up)
+    base.merge(runs, 1)
+    published = Base(load_weights(tmp_path / "published", "fp32").model)
+    torch.testing.assert_close(logits(published, PROMPTS[1]), logits(base, PROMPTS[1]), atol=1e-4, rtol=1e-4)

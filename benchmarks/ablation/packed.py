@@ -26,10 +26,6 @@ LINEARS = {
 }
 
 
-FEW_ROWS = 48
-"""As many rows of a product are few."""
-
-
 class Adapters:
     """The LoRA weights of all runs: for each layer and linear, A [runs, d_in, r] and B [runs, r, d_out], in fp32."""
 
@@ -150,7 +146,7 @@ class Base:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits of hidden states of any leading shape."""
-        return _product(hidden, self.weights["lm_head.weight"]).float()
+        return functional.linear(hidden, self.weights["lm_head.weight"]).float()
 
     def _layer(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, lora: RowAdapters | None, attend: Any) -> Tensor:
         at = f"layers.{layer}."
@@ -168,7 +164,7 @@ class Base:
         return x + self._linear(at + "mlp.down_proj", functional.silu(gate) * up, lora)
 
     def _linear(self, name: str, x: Tensor, lora: RowAdapters | None) -> Tensor:
-        y = _product(x, self.linears[name])
+        y = functional.linear(x, self.linears[name])
         return y if lora is None else lora.add(name, x, y)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
@@ -180,16 +176,6 @@ class Base:
         groups = self.heads // self.kv_heads
         k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` [..., d_in] times the transposed weight [d_out, d_in]. A CPU takes half the time for few rows the other way
-    round, with a multiple of 16 of them."""
-    rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or rows > FEW_ROWS or torch.is_grad_enabled():
-        return functional.linear(x, weight)
-    columns = functional.pad(x.reshape(rows, -1), (0, 0, 0, -rows % 16)).T
-    return (weight @ columns)[:, :rows].T.reshape(*x.shape[:-1], -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

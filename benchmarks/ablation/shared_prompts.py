@@ -38,8 +38,10 @@ class Batch:
     """The tokens of some packs, one after another."""
 
     rows: list[TrainRow] = field(default_factory=list)
+    """What is learnt from, pack by pack."""
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    """Each token's place in its own conversation."""
     parts: list[tuple[slice, slice]] = field(default_factory=list)
     """Tokens that attend to each other causally, and the tokens before them that they see too; in order."""
     sources: list[int] = field(default_factory=list)
@@ -82,8 +84,7 @@ def batches(rows: Sequence[TrainRow], max_tokens: int) -> list[Batch]:
     for row in rows:
         packs[tuple(row.prompt)].append(row)
     found = [Batch()]
-    for prompt, members in packs.items():
-        waiting = members
+    for prompt, waiting in packs.items():
         while waiting:
             room = max_tokens - found[-1].length - len(prompt)
             fitting = _first_fitting(waiting, room)

@@ -29,14 +29,12 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # peft asks it for its device
         self.register_parameter("bias", None)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product; raises when a gradient is asked for, which would be lost without a word."""
-        if input.requires_grad:
-            raise RuntimeError("Packed weights cannot be trained through. Load them with load_weights(…, 'fp32').")
-        return self._product(input)
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+def _inference_only(input: torch.Tensor) -> torch.Tensor:
+    """The input; raises when a gradient is asked for, which would be lost without a word."""
+    if input.requires_grad:
+        raise RuntimeError("Packed weights cannot be trained through. Load them with load_weights(…, 'fp32').")
+    return input
 
 
 class FullLinear(PackedLinear):
@@ -46,8 +44,10 @@ class FullLinear(PackedLinear):
         super().__init__(layer, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS))
         self.added = None if layer.bias is None else layer.bias.detach()
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, self.packed, self.added, "none", [], "")
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]; raises `RuntimeError` when a gradient is asked for."""
+        rows = _inference_only(input)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.added, "none", [], "")
         return product
 
 
@@ -58,8 +58,9 @@ class HalfLinear(PackedLinear):
         bias = None if layer.bias is None else layer.bias.detach().float()
         super().__init__(layer, torch.ops.quantized.linear_prepack_fp16(layer.weight.detach().float(), bias))
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(input, self.packed)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] -> [..., out_features]; raises `RuntimeError` when a gradient is asked for."""
+        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(_inference_only(input), self.packed)
         return product
 
 
