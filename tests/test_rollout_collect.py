@@ -211,7 +211,7 @@ def test_ctrl_c_finishes_writing_and_says_how_to_go_on(tmp_path: Path) -> None:
         ):
             time.sleep(0.02)
         os.kill(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=30)
+        _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "stopped; the same command goes on" in said
     kept = [rollout.rollout_id for rollout in read_rollouts(path)]

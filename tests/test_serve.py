@@ -262,8 +262,9 @@ def test_the_command_serves_and_ends_gracefully(running: tuple[subprocess.Popen[
     with pytest.raises(ServerError, match=rf"Port {port} of 127\.0\.0\.1 is in use.*--port {port + 1}"):
         check_port("127.0.0.1", port)
     process.send_signal(signal.SIGTERM)
-    shown, logged = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.wait(timeout=60) == 0
+    assert process.stdout and process.stderr
+    shown, logged = process.stdout.read(), process.stderr.read()  # `communicate` loses what `readline` read ahead
     assert f'model = ChatServed(model="smollm2", base_url="{address}")' in shown
     (line,) = logged.strip().splitlines()
     told = json.loads(line)
