@@ -18,6 +18,7 @@ from envtune_agents.testing import ScriptedChatModel, tiny_qwen
 from envtune_agents.weights import Weights, load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
+from arms import test_sets
 from decoder import Ask, Decoder
 from episodes import Job, Played, _played
 from learn import Optimizer, backward, group_advantages, token_losses
@@ -252,12 +253,19 @@ def test_the_published_adapter_is_the_warm_up_and_the_run_in_one(tmp_path: Path)
     (out / "subject").mkdir(parents=True)
     save_file(warm_up.state(), out / "subject" / "warmup.safetensors")
     save_file({f"adapter.{name}": tensor for name, tensor in runs.state().items()}, out / "state.safetensors")
-    (out / "settings.json").write_text(json.dumps({"model": "../tiny", "arms": ["four", "no_hints"], "seeds": 1}))
+    settings = {"model": "../tiny", "arms": ["four", "no_hints"], "seeds": 1, "steps": 20, "prompts": 2, "samples": 4}
+    (out / "settings.json").write_text(json.dumps(settings | {"lr": 1e-3, "test": 4, "warmup_steps": 5}))
+    tasks = [task.task_id for task in test_sets(4)["held_out"]]
+    none, one = ({"each": {task: [float(task in best), 0.5] for task in tasks}} for best in ([], tasks[:1]))
+    (out / "baseline.json").write_text(json.dumps({"held_out/0": none}))
     (out / "final.json").write_text(
-        json.dumps({"held_out/0": {"four-0": {"solved": 0.1}, "no_hints-0": {"solved": 0.3}}})
+        json.dumps({"held_out/0": {"four-0": {"solved": 0.1} | none, "no_hints-0": {"solved": 0.3} | one}})
     )
     publish(out, tmp_path / "published")
     base.merge(warm_up)
     base.merge(runs, 1)
     published = Base(load_weights(tmp_path / "published", "fp32").model)
     torch.testing.assert_close(logits(published, PROMPTS[1]), logits(base, PROMPTS[1]), atol=1e-4, rtol=1e-4)
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "LoRA adapter, rank 7" in card
+    assert "| **OVERALL** | **1** | **4** | **25.00%** | **0.00%** |" in card
