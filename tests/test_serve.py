@@ -263,7 +263,8 @@ def test_the_command_serves_and_ends_gracefully(running: tuple[subprocess.Popen[
         check_port("127.0.0.1", port)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    assert process.stdout and process.stderr
+    assert process.stdout
+    assert process.stderr
     shown, logged = process.stdout.read(), process.stderr.read()  # `communicate` loses what `readline` read ahead
     assert f'model = ChatServed(model="smollm2", base_url="{address}")' in shown
     (line,) = logged.strip().splitlines()

@@ -16,6 +16,7 @@ from envtune_agents.playground import Playground
 from envtune_agents.progress import RewardMix
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import TurnEvidence
+from envtune_agents.weights import load_weights
 from envtune_trl import TrainSettings, train
 from envtune_trl.progress import StageProgress, Table
 from envtune_trl.training import _memory_advice
@@ -30,10 +31,6 @@ class Coin(Playground):
 
 
 COIN = count()
-
-
-def mixed_source() -> TaskSource:
-    return TaskSource(load, Coin)
 
 
 def progress_of(model: Path, folder: Path) -> StageProgress:
@@ -78,13 +75,23 @@ def test_equal_rewards_are_an_event_with_advice(model: Path, tmp_path: Path) -> 
     assert "All of them are 0" not in said[-1]
 
 
+@pytest.mark.parametrize(("tasks", "learns"), [(source(), False), (TaskSource(load, Coin), True)])
+def test_equal_rewards_move_no_weight(model: Path, tmp_path: Path, tasks: TaskSource, learns: bool) -> None:
+    """Also where an entropy bonus would: Adam makes a whole step of the smallest gradient."""
+    settings = replace(SETTINGS, entropy=0.01, lora=0, validation_tasks=1, learning_rate=1e-4)
+    stage = Stage("one", RewardMix(progress=1.0), max_steps=1)
+    done = train(model, tasks, out=tmp_path, stages=(stage,), settings=settings)
+    before, after = (load_weights(path, "fp32").model.state_dict() for path in (model, done.weights))
+    assert any(not torch.equal(before[name], after[name]) for name in before) == learns
+
+
 def test_broken_numbers_in_a_real_run_end_it_with_the_last_good_weights(model: Path, tmp_path: Path) -> None:
     said: list[str] = []
     table = Table()
     table.note = said.append  # type: ignore[method-assign]
     settings = replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30, kl=0.0, lora=0)
     stage = Stage("one", RewardMix(progress=1.0), max_steps=4)
-    done = train(model, mixed_source(), out=tmp_path, stages=(stage,), settings=settings, table=table)
+    done = train(model, TaskSource(load, Coin), out=tmp_path, stages=(stage,), settings=settings, table=table)
     assert not done.finished
     assert done.curriculum.decisions[-1].move is Move.STOP
     assert "lower learning rate (now 1e+30)" in said[-1]

@@ -109,6 +109,15 @@ class StageProgress:
         assert self.rollouts.stage.max_steps is not None
         return self.rollouts.stage.max_steps
 
+    @property
+    def silent(self) -> bool:
+        """Whether every group's rewards were equal in the last step: then no weight may move.
+
+        What such a step has for a gradient is the entropy bonus and the KL, and Adam, which divides by the size of
+        the gradients that it has seen, would make a stride of them.
+        """
+        return bool(self.rollouts.notes) and self.rollouts.notes[-1]["mixed_groups"] == 0
+
     def callback(self) -> Any:
         """The transformers callback that does it."""
         from transformers import TrainerCallback
@@ -117,6 +126,12 @@ class StageProgress:
 
         class Callback(TrainerCallback):
             """Passes the trainer's events on."""
+
+            def on_pre_optimizer_step(
+                self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+            ) -> None:
+                if progress.silent:
+                    optimizer.zero_grad(set_to_none=True)
 
             def on_log(
                 self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any
