@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_training import SETTINGS, STAGES, load, source
 
 from envtune_agents.chat_model import ChatTransformers, release_engines
@@ -21,6 +22,7 @@ from envtune_agents.rollout import run_episode
 from envtune_trl import Trained, train
 from envtune_trl.progress import rewind
 from envtune_trl.training import last_checkpoint
+from envtune_trl.weights import load_policy
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,18 @@ def test_another_model_under_the_same_name_is_refused(run: tuple[Path, Trained],
             train(model, source(), out=out, stages=STAGES, settings=SETTINGS)
     finally:
         (model / "extra.txt").unlink()
+
+
+def test_a_fresh_adapter_follows_from_the_seed(model: Path) -> None:
+    before = torch.get_rng_state()
+    first, same, other = (
+        load_policy(model, replace(SETTINGS, seed=seed), None).model.state_dict() for seed in (1, 1, 2)
+    )
+    drawn = [name for name in first if ".lora_A." in name]
+    assert drawn
+    assert all(torch.equal(first[name], same[name]) for name in drawn)
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_checkpoint_that_a_crash_cut_off_is_passed_over(tmp_path: Path) -> None:

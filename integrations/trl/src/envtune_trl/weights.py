@@ -85,7 +85,18 @@ def _with_adapter(model: Any, settings: TrainSettings, start: Path | None) -> An
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with _seeded(settings.seed):
+        return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Random numbers that follow from the seed, and none used up outside: an adapter's first weights are drawn."""
+    import torch
+
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def _trainable_form(model: Any) -> Any:
