@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from envtune_agents.errors import MissingDependencyError, WeightsError
-from envtune_agents.testing.tiny import tiny_qwen
+from envtune_agents.testing import tiny_gguf, tiny_qwen
 from envtune_agents.weights import Weights, load_weights, source
 
 torch = pytest.importorskip("torch")
@@ -232,6 +232,16 @@ def test_the_quick_reading_of_a_gguf_file_changes_nothing(tmp_path: Path) -> Non
     slow = read()
     with quick.quick_gguf():
         assert read() == slow
+
+
+def test_a_gguf_file_of_a_qwen3_is_the_checkpoint_it_was_made_from(tmp_path: Path) -> None:
+    checkpoint = tiny_qwen(tmp_path / "tiny", head_dim=128)
+    ours, read = (load_weights(path, "fp32") for path in (checkpoint, tiny_gguf(checkpoint, tmp_path / "tiny.gguf")))
+    text = "<|im_start|>user\nWhat is 2 + 2? é🙂<|im_end|>\n<tool_call>"
+    ids = ours.encode(text)
+    assert read.encode(text) == ids
+    assert (read.end_token_ids, read.chat_template) == (ours.end_token_ids, ours.chat_template)
+    assert torch.equal(*(weights.model(torch.tensor([list(ids)])).logits for weights in (ours, read)))
 
 
 def test_several_gguf_files_must_be_told_apart(tmp_path: Path) -> None:

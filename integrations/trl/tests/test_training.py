@@ -19,6 +19,7 @@ from envtune_agents.curriculum import Move
 from envtune_agents.errors import CurriculumError
 from envtune_agents.playground import Playground, generated_tasks
 from envtune_agents.rollout import run_episode
+from envtune_agents.testing import tiny_gguf, tiny_qwen
 from envtune_trl import Trained, train
 from envtune_trl.progress import rewind
 from envtune_trl.training import last_checkpoint
@@ -97,6 +98,19 @@ def test_another_model_under_the_same_name_is_refused(run: tuple[Path, Trained],
             train(model, source(), out=out, stages=STAGES, settings=SETTINGS)
     finally:
         (model / "extra.txt").unlink()
+
+
+@pytest.mark.parametrize("change", [{"precision": "4bit"}, {"lora": 0}], ids=["qlora", "all weights"])
+def test_a_gguf_file_is_unpacked_where_training_needs_it(tmp_path: Path, change: dict[str, Any]) -> None:
+    """bitsandbytes and the reference of a full-weight run read safetensors; the result loads by its folder."""
+    file = tiny_gguf(tiny_qwen(tmp_path / "tiny", head_dim=128), tmp_path / "tiny.gguf")
+    settings = replace(SETTINGS, prompts=1, validation_tasks=1, **change)
+    done = train(file, source(), out=tmp_path / "run", stages=(replace(STAGES[0], max_steps=1),), settings=settings)
+    assert done.finished
+    assert (tmp_path / "run" / "base" / "model.safetensors").exists()
+    reply = ChatTransformers(model=str(done.weights), precision="fp32", max_tokens=2).invoke("Hello")
+    assert reply.response_metadata["token_trace"]["completion_token_ids"]
+    release_engines()
 
 
 def test_a_fresh_adapter_follows_from_the_seed(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from envtune_agents.testing.adapters import random_adapter
 from envtune_agents.testing.contracts import check_environment, check_rules, check_scorer
+from envtune_agents.testing.gguf_file import tiny_gguf
 from envtune_agents.testing.overfit import overfit
 from envtune_agents.testing.scripted import ScriptedChatModel, ai_message, calls_message, solution_model
 from envtune_agents.testing.taught import TaughtModel
@@ -18,5 +19,6 @@ __all__ = [
     "overfit",
     "random_adapter",
     "solution_model",
+    "tiny_gguf",
     "tiny_qwen",
 ]

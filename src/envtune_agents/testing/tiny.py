@@ -65,10 +65,13 @@ _CORPUS = (
 )
 
 
-def tiny_qwen(folder: str | Path, *, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE) -> Path:
+def tiny_qwen(
+    folder: str | Path, *, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE, head_dim: int = 16
+) -> Path:
     """A random-weight Qwen3 checkpoint written to `folder`: 2 layers, hidden 64, about 100,000 parameters.
 
-    The same `seed` gives the same bytes. `chat_template=None` leaves the template out. Its context is 2,048 tokens, and
+    The same `seed` gives the same bytes. `chat_template=None` leaves the template out. `head_dim=128`, as in the real
+    ones, is what transformers takes every Qwen3 in a GGUF file for. Its context is 2,048 tokens, and
     it decodes any text because the tokenizer is byte-level.
     """
     transformers = require("transformers", feature="tiny_qwen", install=INSTALL)
@@ -85,7 +88,7 @@ def tiny_qwen(folder: str | Path, *, seed: int = 0, chat_template: str | None = 
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=2048,
         initializer_range=0.2,
         tie_word_embeddings=True,
