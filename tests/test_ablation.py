@@ -57,7 +57,10 @@ def decoded(base: Base, adapters: Adapters | None, runs: list[int], prompts: lis
     return [found[index] for index in range(len(prompts))]
 
 
-def test_the_forward_pass_is_transformers_own(weights: Weights, base: Base) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_forward_pass_is_transformers_own(weights: Weights, base: Base, packed: bool) -> None:
+    if packed:
+        base.pack()
     for ids in PROMPTS:
         with torch.no_grad():
             expected = weights.model(torch.tensor([ids])).logits[0]

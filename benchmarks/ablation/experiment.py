@@ -37,6 +37,7 @@ class Experiment:
         self.steps: int = settings["steps"]
         self.workers = Workers(workers)
         self.base, subject = prepare(out, model, device, settings, self.workers)
+        self.base.pack()
         self.workers.use(subject)
         seeds = [1000 + run.seed for run in self.runs]
         self.adapters = Adapters(self.base, len(self.runs), settings["rank"], seeds)

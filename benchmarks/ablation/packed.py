@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from envtune_agents.weights.packed import can_pack_full
+
 LINEARS = {
     "q_proj": "self_attn.q_proj",
     "k_proj": "self_attn.k_proj",
@@ -24,6 +26,7 @@ LINEARS = {
     "up_proj": "mlp.up_proj",
     "down_proj": "mlp.down_proj",
 }
+LM_HEAD = "lm_head.weight"
 
 
 class Adapters:
@@ -103,14 +106,15 @@ class Base:
         self.eps = config.rms_norm_eps
         self.inv_freq = model.model.rotary_emb.inv_freq.detach().float().to(self.device)
         self.weights = {name.removeprefix("model."): t.clone() for name, t in state.items()}
-        if "lm_head.weight" not in self.weights or config.tie_word_embeddings:
-            self.weights["lm_head.weight"] = self.weights["embed_tokens.weight"]
+        if LM_HEAD not in self.weights or config.tie_word_embeddings:
+            self.weights[LM_HEAD] = self.weights["embed_tokens.weight"]
         self.dtype = self.weights["embed_tokens.weight"].dtype
         self.linears = {
             f"layers.{layer}.{path}": self.weights[f"layers.{layer}.{path}.weight"]
             for layer in range(self.layers)
             for path in LINEARS.values()
         }
+        self.packed: dict[str, Tensor] = {}
         self.qk_norm = "layers.0.self_attn.q_norm.weight" in self.weights
         if trainable:
             for t in self.weights.values():
@@ -119,8 +123,17 @@ class Base:
     def parameters(self) -> list[Tensor]:
         return list({id(t): t for t in self.weights.values()}.values())
 
+    def pack(self) -> None:
+        """Keeps a copy of fp32 weights on a CPU in the order in which it multiplies them, for passes without gradients:
+        with a few rows, as in decoding, putting them into that order each time takes longer than the product."""
+        if self.device.type != "cpu" or self.dtype != torch.float32 or not can_pack_full():
+            return
+        for name, weight in {**self.linears, LM_HEAD: self.weights[LM_HEAD]}.items():
+            self.packed[name] = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+
     def merge(self, adapters: Adapters, run: int = 0) -> None:
         """Adds one run's adapter to the weights for good."""
+        self.packed.clear()
         with torch.no_grad():
             for name, weight in self.linears.items():
                 delta = (adapters.a[name][run] @ adapters.b[name][run]) * adapters.scale
@@ -146,7 +159,7 @@ class Base:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits of hidden states of any leading shape."""
-        return functional.linear(hidden, self.weights["lm_head.weight"]).float()
+        return self._product(LM_HEAD, hidden, self.weights[LM_HEAD]).float()
 
     def _layer(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, lora: RowAdapters | None, attend: Any) -> Tensor:
         at = f"layers.{layer}."
@@ -164,8 +177,14 @@ class Base:
         return x + self._linear(at + "mlp.down_proj", functional.silu(gate) * up, lora)
 
     def _linear(self, name: str, x: Tensor, lora: RowAdapters | None) -> Tensor:
-        y = functional.linear(x, self.linears[name])
+        y = self._product(name, x, self.linears[name])
         return y if lora is None else lora.add(name, x, y)
+
+    def _product(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
+        if name not in self.packed or torch.is_grad_enabled():
+            return functional.linear(x, weight)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed[name], None, "none", [], "")
+        return product
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         wide = x.float()

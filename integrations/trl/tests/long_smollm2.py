@@ -32,8 +32,8 @@ SETTINGS = TrainSettings(
     learning_rate=2e-4,
     kl=0.0,
     prompts=2,
-    samples=8,
-    micro_batch=8,
+    samples=6,
+    micro_batch=6,
     max_tokens=28,
     max_steps_per_turn=1,
     evaluate_every=100,
@@ -56,20 +56,21 @@ def said(policy: Policy, answer: str) -> TapeBranch:
 
 
 def undecided(folder: Path) -> Path:
-    """SmolLM2 with an adapter that makes it call about half the time; out of the box it makes no valid call."""
+    """SmolLM2 with an adapter that makes it call now and then; out of the box it makes no valid call.
+
+    Imitation weighs the tokens of a reply by its length: the shorter one, which does not call, becomes the likelier.
+    """
     policy = load_policy("smollm2", SETTINGS, None)
-    rows = [said(policy, CALL), said(policy, "I do not know.")]
-    for epochs, rate in ((12, 1e-3), (8, 1e-4)):  # the second makes both replies equally likely
-        imitate_rows(policy, rows, SETTINGS, epochs=epochs, rate=rate, rows_per_step=2)
+    rows = [said(policy, CALL), said(policy, "I cannot see which trips you have booked, please look for yourself.")]
+    imitate_rows(policy, rows, SETTINGS, epochs=16, rate=1e-3, rows_per_step=2)
     return save_policy(policy, policy.model, folder, SETTINGS)
 
 
 def test_the_small_real_model_learns_to_call_from_a_fixed_seed(tmp_path: Path) -> None:
-    """The mean reward of a step's 16 episodes has a standard error of at most 0.13; it must rise by three."""
+    """The mean reward of the 24 episodes of two steps has a standard error of at most 0.1; it must rise by three."""
     tasks = TaskSource(lambda split, _: TASKS[:3] if split == "train" else TASKS[3:], OneTool)
-    only = Stage("only", RewardMix(progress=1.0), max_steps=6)
+    only = Stage("only", RewardMix(progress=1.0), max_steps=5)
     start = undecided(tmp_path / "undecided")
     assert train(start, tasks, out=tmp_path / "run", stages=(only,), settings=SETTINGS).finished
     rewards = [json.loads(line)["reward"] for line in (tmp_path / "run" / "only" / "metrics.jsonl").open()]
-    assert 0.1 < rewards[0] < 0.6, rewards
-    assert mean(rewards[-2:]) > rewards[0] + 0.39, rewards
+    assert mean(rewards[-2:]) > mean(rewards[:2]) + 0.3, rewards
