@@ -18,7 +18,7 @@ from envtune_agents.testing import ScriptedChatModel, tiny_qwen
 from envtune_agents.weights import Weights, load_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
-from arms import test_sets
+import arms
 from decoder import Ask, Decoder
 from episodes import Job, Played, _played
 from learn import Optimizer, backward, group_advantages, token_losses
@@ -258,7 +258,7 @@ def test_the_published_adapter_is_the_warm_up_and_the_run_in_one(tmp_path: Path)
     save_file({f"adapter.{name}": tensor for name, tensor in runs.state().items()}, out / "state.safetensors")
     settings = {"model": "../tiny", "arms": ["four", "no_hints"], "seeds": 1, "steps": 20, "prompts": 2, "samples": 4}
     (out / "settings.json").write_text(json.dumps(settings | {"lr": 1e-3, "test": 4, "warmup_steps": 5}))
-    tasks = [task.task_id for task in test_sets(4)["held_out"]]
+    tasks = [task.task_id for task in arms.test_sets(4)["held_out"]]
     none, one = ({"each": {task: [float(task in best), 0.5] for task in tasks}} for best in ([], tasks[:1]))
     (out / "baseline.json").write_text(json.dumps({"held_out/0": none}))
     (out / "final.json").write_text(
