@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts": 4, "samples": 6, "rank": 8, "lr": 2e-3, "max_new": 32, "max_steps": 7, "context": 768,
         "slots": 0, "prefill_tokens": 16_384, "train_tokens": 8_192, "validation": 24, "test": 80,
         "train_tasks": 400, "max_turns": 4, "evaluate_every": 6,
-        "warmup_tasks": 480, "warmup_steps": 200, "warmup_lr": 2e-3, "warmup_rank": 4, "warmup_batch": 12,
+        "warmup_tasks": 480, "warmup_steps": 70, "warmup_lr": 2e-3, "warmup_rank": 4, "warmup_batch": 12,
         "tiny_width": 128, "tiny_layers": 3, "tiny_tasks": 3200, "tiny_steps": 1000, "tiny_lr": 4e-3, "tiny_batch": 32,
     },
 }  # fmt: skip
