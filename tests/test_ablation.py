@@ -20,13 +20,13 @@ from envtune_agents.weights import Weights, load_weights
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "ablation"))
 import arms
 from decoder import Ask, Decoder
-from episodes import Job, Played, _played
 from learn import Optimizer, backward, group_advantages, token_losses
 from packed import Adapters, Base, Slots
 from publish import publish
 from safetensors.torch import save_file
 from scripts import script_of
 from shared_prompts import Attention, TrainRow, batches
+from worker import Job, Played, played_of
 
 END = (1,)
 
@@ -224,7 +224,7 @@ def played(task: Any, script: str, level: int, seed: int = 0) -> Played:
     job = Job(0, task, level, 1.0, 32, 7, script, seed=seed)
     hints = HintEngine(PLAYGROUND_RULES, HintDial(level))
     rollout = run_directly(ScriptedChatModel(script=script_of(job)), Playground(task), hints=hints)
-    return _played(job, asyncio.run(rollout))
+    return played_of(job, asyncio.run(rollout))
 
 
 def test_the_expert_solves_every_task_and_the_clumsy_one_needs_hints() -> None:

@@ -14,12 +14,14 @@ from typing import Any
 
 from arms import ARMS, RULE, Run, stages_of, test_sets, train_tasks, validation_tasks
 from decoder import Decoder
-from episodes import Job, Played, Workers, play_all
+from episodes import Workers, play_all
 from learn import Optimizer, backward, group_advantages
+from measures import result_of, solved_by_category, summary, worth
 from packed import Adapters
 from safetensors.torch import load_file, save_file
 from shared_prompts import TrainRow
 from subject import prepare, scripted, supervised_rows
+from worker import Job, Played
 
 from envtune_agents.curriculum import Curriculum, Evaluation, Move, Stage
 from envtune_agents.errors import CurriculumError
@@ -192,10 +194,10 @@ class Experiment:
         for (run, _), items in groups.items():
             stage = self.stage(run)
             assert stage is not None
-            worth = [_worth(stage, item) for item in items]
-            rewards[run] += worth
-            mixed[run].append(max(worth) - min(worth) > 1e-6)
-            for item, advantage in zip(items, group_advantages(worth), strict=True):
+            values = [worth(stage, item) for item in items]
+            rewards[run] += values
+            mixed[run].append(max(values) - min(values) > 1e-6)
+            for item, advantage in zip(items, group_advantages(values), strict=True):
                 rows += [TrainRow(run, *row, advantage=advantage) for row in item.rows]
         for run, flags in mixed.items():
             self._mixed[run].append(mean(flags))
@@ -203,7 +205,7 @@ class Experiment:
         for job, run in zip(jobs, runs, strict=True):
             members[run].append(played[job.key])
         notes = {
-            run: {"reward": mean(rewards[run]), "mixed": mean(mixed[run]), **_summary(items)}
+            run: {"reward": mean(rewards[run]), "mixed": mean(mixed[run]), **summary(items)}
             for run, items in members.items()
             if rewards[run]
         }
@@ -229,7 +231,7 @@ class Experiment:
         """Greedy validation of every run, without hints; the curricula decide."""
         scores = self.play(self.validation, range(len(self.runs)), level=0)
         for index, items in scores.items():
-            summary = _summary(items)
+            measured = summary(items)
             name = self.runs[index].name
             curriculum = self.curricula.get(index)
             decision = None
@@ -239,7 +241,7 @@ class Experiment:
                 decision = curriculum.observe(
                     Evaluation(
                         step=self.step - before,
-                        score=summary["solved"],
+                        score=measured["solved"],
                         grad_norms=tuple(self._norms[index][-self.settings["evaluate_every"] :]) if done else (),
                         mixed_groups=mean(self._mixed[index][-5:]) if self._mixed[index] else None,
                     )
@@ -251,13 +253,13 @@ class Experiment:
                 {
                     "step": self.step,
                     "run": name,
-                    **summary,
-                    "categories": _by_category(items),
+                    **measured,
+                    "categories": solved_by_category(items),
                     "decision": str(decision) if decision else "",
                 },
             )
         by_arm = {
-            arm: mean(_summary(items)["solved"] for i, items in scores.items() if self.runs[i].arm == arm)
+            arm: mean(summary(items)["solved"] for i, items in scores.items() if self.runs[i].arm == arm)
             for arm in dict.fromkeys(run.arm for run in self.runs)
         }
         print(f"validation at step {self.step}: {by_arm}", flush=True)
@@ -291,7 +293,7 @@ class Experiment:
         for name, tasks in {"validation": self.validation, **test_sets(self.settings["test"])}.items():
             for level in (0, 3):
                 items = self.play(tasks, [0], level, adapters=False)[0]
-                table[f"{name}/{level}"] = {**_summary(items), "categories": _by_category(items), "each": _each(items)}
+                table[f"{name}/{level}"] = result_of(items)
                 print(
                     f"before training, {name}, hints {level}: solved {table[f'{name}/{level}']['solved']:.3f}",
                     flush=True,
@@ -309,7 +311,7 @@ class Experiment:
             if key in table:
                 continue
             table[key] = {
-                self.runs[run].name: {**_summary(items), "categories": _by_category(items), "each": _each(items)}
+                self.runs[run].name: result_of(items)
                 for run, items in self.play(tasks, range(len(self.runs)), level).items()
             }
             print(f"final, {key}: " + ", ".join(f"{n} {v['solved']:.2f}" for n, v in table[key].items()), flush=True)
@@ -325,42 +327,6 @@ class Experiment:
     def _write(self, name: str, record: dict[str, Any]) -> None:
         with (self.out / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def _worth(stage: Stage, item: Played) -> float:
-    mix = stage.reward
-    return mix.format * item.format + mix.progress * (item.progress or 0.0) + mix.solved * item.solved
-
-
-def _summary(items: Sequence[Played]) -> dict[str, Any]:
-    calls = sum(item.calls for item in items)
-    hints = sum(item.hints for item in items)
-    return {
-        "episodes": len(items),
-        "solved": mean(item.solved for item in items),
-        "progress": mean(item.progress or 0.0 for item in items),
-        "format": mean(item.format for item in items),
-        "errors": sum(item.error is not None for item in items),
-        "cut": sum(item.stop not in ("done",) for item in items),
-        "calls": calls / len(items),
-        "failures": sum(item.failures for item in items) / max(calls, 1),
-        "malformed": sum(item.malformed for item in items) / max(calls, 1),
-        "hints": hints / len(items),
-        "hint_tokens": sum(item.hint_tokens for item in items) / len(items),
-        "uptake": sum(item.fixed for item in items) / hints if hints else None,
-        "tokens": mean(sum(sum(row[2]) for row in item.rows) for item in items),
-        "length": mean(max((len(row[0]) + len(row[1]) for row in item.rows), default=0) for item in items),
-        "branches": mean(len(item.rows) for item in items),
-    }
-
-
-def _by_category(items: Sequence[Played]) -> dict[str, float]:
-    return {name: mean(i.solved for i in items if i.category == name) for name in sorted({i.category for i in items})}
-
-
-def _each(items: Sequence[Played]) -> dict[str, list[float]]:
-    """Task id to [solved, progress]: what the intervals are computed from."""
-    return {item.task_id: [float(item.solved), round(item.progress or 0.0, 4)] for item in items}
 
 
 def _cut(path: Path, step: int) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from arms import short
-from episodes import Job, Played, Subject, Workers, play_all
+from episodes import Workers, play_all
 from learn import Optimizer, backward
 from packed import Adapters, Base
 from safetensors.torch import load_file, save_file
 from shared_prompts import TrainRow
+from worker import Job, Played, Subject
 
 from envtune_agents.playground import generated_tasks
 

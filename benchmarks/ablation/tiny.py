@@ -17,12 +17,13 @@ from random import Random
 from typing import Any
 
 import torch
-from episodes import Subject, Workers
+from episodes import Workers
 from packed import Base
 from safetensors.torch import load_file, save_file
 from shared_prompts import TrainRow
 from subject import WARMUP_SEED, scripted, supervised_rows
 from torch.nn import functional
+from worker import Subject
 
 from envtune_agents.playground import generated_tasks
 from envtune_agents.types import Task
