@@ -22,6 +22,7 @@ from subject import TINY
 from torch import Tensor
 
 from envtune_agents.curriculum import Curriculum, LearningSettings, Solved, write_card
+from envtune_agents.weights.source import TUNED_MODEL
 
 SUBJECT = "warmed-up"
 _KEPT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -77,8 +78,10 @@ def _write_card(out: Path, target: Path, run: Run, settings: dict[str, Any], ten
         [
             f"Before the stages, a warm-up of {settings['warmup_steps']} steps taught the form of a call, from scripts "
             "that leave out most preparing calls; the column *before* was measured after it. The adapter holds both. "
-            "The experiment, with intervals and every setting: docs/ablation of envtune-agents."
+            f"The run ended with its budget of {settings['steps']} steps. What follows from it, with intervals and "
+            "every setting: docs/ablation of envtune-agents."
         ],
+        TUNED_MODEL,
     )
 
 

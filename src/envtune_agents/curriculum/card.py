@@ -14,18 +14,10 @@ from envtune_agents.types import Rollout
 CARD = "README.md"
 """File of the model card, beside the weights."""
 
-_USE_ADAPTER = """```python
+_USE = """```python
 from envtune_agents import ChatTransformers
 
-model = ChatTransformers(model="{base}")
-model.load_adapter("tuned", "{folder}")
-model.bind_tools(tools).invoke("…", model="tuned")
-```"""
-
-_USE_MODEL = """```python
-from envtune_agents import ChatTransformers
-
-model = ChatTransformers(model="{folder}").bind_tools(tools)
+model = ChatTransformers(model="{model}").bind_tools(tools)
 ```"""
 
 
@@ -61,15 +53,16 @@ def write_card(
     before: Mapping[str, Solved],
     after: Mapping[str, Solved],
     notes: Sequence[str] = (),
+    called: str = "",
 ) -> Path:
     """Writes `README.md` into the folder of the weights.
 
     `lora` is the rank, 0 for full weights. `before` and `after` say what base and trained model solved of the same
-    test tasks, greedily and without hints; `notes` are further paragraphs on the training.
+    test tasks, greedily and without hints; `notes` are further paragraphs on the training. `called` is what the weights
+    are loaded by, the folder's name unless given; an adapter's folder is a model of its own.
     """
     name = f"{Path(base).stem}-EnvTuning"
     form = f"LoRA adapter, rank {lora}" if lora else "Full weights"
-    use = (_USE_ADAPTER if lora else _USE_MODEL).format(base=base, folder=folder.name)
     parts = [
         f"---\nbase_model: {base}\nlibrary_name: transformers\ntags: [environment-tuning, tool-calling, agent]\n---",
         f"# {name}",
@@ -79,7 +72,7 @@ def write_card(
         "Greedy, without hints, on tasks that training did not see. A task is correct when every turn is.",
         _table(before, after),
         "## Use",
-        use,
+        _USE.format(model=called or folder.name),
         "## Training",
         "\n".join(_stage_lines(curriculum)),
         *notes,

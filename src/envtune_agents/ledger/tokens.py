@@ -14,7 +14,6 @@ from envtune_agents.types import Rollout
 log = logging.getLogger(__name__)
 
 _BYTES_PER_TOKEN = 4
-_DEMO_MODEL = "smollm2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,9 @@ def tokenizer_of_run(rollouts: Iterable[Rollout]) -> TokenCounter:
     if len(traced) != 1:
         return ESTIMATE
     (model,) = traced
-    if model != _DEMO_MODEL and not Path(model).expanduser().exists():
+    from envtune_agents.weights.source import SHIPPED
+
+    if model not in SHIPPED and not Path(model).expanduser().exists():
         return ESTIMATE
     try:
         return token_counter(model)

