@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ValidationError
 
 from envtune_agents.errors import EnvironmentStateError, TaskError
 from envtune_agents.hints import HintDial, HintEngine, tool_schemas
@@ -19,6 +21,7 @@ from envtune_agents.playground import (
 )
 from envtune_agents.progress import strict_score
 from envtune_agents.qwen import render_prompt
+from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Environment, Forkable, Task, ToolCall
 
 TASKS = [task for seed in range(5) for task in playground_tasks(seed, 8)]
@@ -118,6 +121,12 @@ def test_generated_tasks_are_drawn_from_the_seed_in_all_domains_and_categories()
         generated_tasks(0, 1, domains=("garden",))
 
 
+def test_no_task_is_in_two_splits() -> None:
+    tasks = find_task_source("playground").load("all", None)
+    worlds = {json.dumps([task.turns, task.data["start"]]) for task in tasks}
+    assert len(worlds) == len({task.task_id for task in tasks}) == len(tasks) == 1_200
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_seed_is_without_tasks(seed: int) -> None:
     assert len(generated_tasks(seed, 60)) == 60
@@ -202,3 +211,70 @@ def test_a_booking_without_a_card_is_hinted_at() -> None:
     hint = engine.outcome(call, answer, tools=tool_schemas(environment.tools())).hint
     assert hint is not None
     assert "Call add_card" in hint.text
+
+
+CHANGES = {
+    *("move_file", "make_folder", "send_message", "delete_message", "book_trip", "cancel_trip", "add_card"),
+    *("pick_item", "ship_parcel", "unlock_room"),
+}
+COUNTS = {"send_message", "book_trip"}
+"""Tools that do more when they are called again."""
+ASKED = {"read_file", "list_messages", "search_trip", "list_bookings", "count_stock"}
+
+
+def lowest_score(task: Task, turn: int, place: int, *instead: tuple[str, dict[str, Any]]) -> float:
+    """The lowest turn score of the solution with other calls in the place of one, whatever they answer."""
+    turns = [list(calls) for calls in task.data["solution"]]
+    turns[turn][place : place + 1] = instead
+    environment, scores = Playground(task), []
+    for calls in turns:
+        environment.open_turn()
+        tools = {tool.name: tool for tool in environment.tools()}
+        for name, args in calls:
+            tools[name].invoke(args)
+        scores.append(strict_score(environment.close_turn()).value)
+    return min(scores)
+
+
+@pytest.mark.parametrize("domain", [*TRAINING_DOMAINS, HELD_OUT_DOMAIN])
+def test_the_verdict_is_exact(domain: str) -> None:
+    """A needed call left out, a change made twice and a wrong value never pass; what changes nothing is free."""
+    for task in generated_tasks(7, 4, domains=(domain,)):
+        for turn, calls in enumerate(task.data["solution"]):
+            for place, (name, args) in enumerate(calls):
+                call = (name, args)
+                if name in CHANGES or (name in ASKED and len(calls) == 1):
+                    assert lowest_score(task, turn, place) < 1, (task.task_id, call)
+                if name != "pick_item":  # the room may not hold twice as many, and refuses then
+                    twice = lowest_score(task, turn, place, call, call)
+                    assert (twice < 1) is (name in COUNTS), (task.task_id, call)
+                if "text" in args:
+                    assert lowest_score(task, turn, place, (name, args | {"text": "other words"})) < 1
+
+
+ODD: tuple[Any, ...] = (
+    None, True, -1, 10**30, 1.5, math.nan, math.inf, "", "Oslo", "\ud800\u0000😀", "x" * 10_000, [], ["a", None], {},
+    {"a": {"b": [None]}}, b"\xff", object(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("domain", [*TRAINING_DOMAINS, HELD_OUT_DOMAIN])
+@pytest.mark.parametrize("other_names", [False, True])
+def test_no_argument_breaks_the_world(domain: str, other_names: bool) -> None:
+    """Each tool answers, or LangChain refuses the arguments; the world can be saved and judged all the same."""
+    environment = Playground(generated_tasks(0, 1, "base", domains=(domain,), other_names=other_names)[0])
+    environment.open_turn()
+    answered = 0
+    for tool in environment.tools():
+        known = {name: 1 if shape["type"] == "integer" else "x" for name, shape in tool.args.items()}
+        given = [known | {name: value} for name in known for value in ODD]
+        for args in [*given, {}, known | {"self": 1}, dict.fromkeys(known, None)]:
+            before = environment.snapshot()
+            try:
+                answered += isinstance(tool.invoke(args), dict)
+            except ValidationError:
+                assert environment.snapshot() == before
+            after = environment.snapshot()
+            assert environment.fork(json.loads(json.dumps(after))).snapshot() == after
+    assert answered > len(environment.tools())
+    assert 0 <= strict_score(environment.close_turn()).value <= 1

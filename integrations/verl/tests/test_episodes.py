@@ -20,6 +20,7 @@ from envtune_agents.task_source import find_task_source
 from envtune_agents.testing import solution_model
 from envtune_agents.types import Task
 from envtune_verl import EnvTuneAgentLoop, EpisodeTerms, dataset_rows
+from envtune_verl.outputs import summable
 from envtune_verl.policy import ServedPolicy, ServerEngine, served_weights
 from envtune_verl.testing import ScriptedClient, scripted_logprob, solution_replies
 
@@ -149,6 +150,7 @@ def test_the_response_limit_ends_the_episode_as_a_truncation(model: Path, tokeni
     assert output.extra_fields["stop_reason"] == "context"
     assert output.extra_fields["reward_extra_info"]["truncated"] == 1.0
     assert 0 < output.reward_score < 1
+    assert output.reward_score == summable(output.extra_fields["reward_extra_info"]["mix"])
     assert all(settings["max_tokens"] <= limit for _, _, settings in client.asked)
 
 

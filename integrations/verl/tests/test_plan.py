@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from envtune_verl.dataset import EpisodePlan
 from envtune_verl.log import LoggedStep, evaluation_at, finding_in, merged, read_log
 from envtune_verl.measure import solved_in
 from envtune_verl.overrides import StageFiles
+from envtune_verl.plan import RunPlan
 from envtune_verl.rewards import note_reward, reward_groups
 from envtune_verl.run_folder import StageFolder
 
@@ -186,6 +188,47 @@ def test_what_was_solved_of_the_test_tasks_is_read_from_the_log(tmp_path: Path) 
         solved_in(log, [*tasks, replace(TASKS[0], category="late")])
 
 
+def test_old_checkpoints_go_when_a_newer_one_is_whole(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path)
+    names = ["global_step_2", "global_step_4", "global_step_6", "global_step_2.mine"]
+    for name in names:
+        (folder.checkpoints / name / "actor").mkdir(parents=True)
+    tracker = folder.checkpoints / "latest_checkpointed_iteration.txt"
+    for newest in ("4", "6", "no number"):  # 8 is not there, 6 is not the newest, and nobody knows which is
+        tracker.write_text(newest)
+        folder.drop_checkpoints(before=8 if newest == "6" else 6)
+        assert all((folder.checkpoints / name).is_dir() for name in names)
+    tracker.write_text("4")
+    folder.drop_checkpoints(before=4)
+    assert sorted(path.name for path in folder.checkpoints.iterdir() if path.is_dir()) == sorted(names[1:])
+    assert (folder.saved(), folder.saved(at_most=5)) == (4, 4)
+
+
+def test_the_rollouts_of_a_step_are_shared_evenly_unless_verl_is_told_otherwise() -> None:
+    def planned(**settings: Any) -> RunPlan:
+        chosen = VerlSettings(prompts=2, samples=3, validation_tasks=2, **settings)
+        tasks = find_task_source("playground").load("train", ["base"])[:8]
+        return RunPlan.made("some/model", "playground", FOUR_STAGES[:1], chosen, tasks, TASKS)
+
+    with pytest.raises(CurriculumError, match="multiple of 4"):
+        planned(gpus=2, nodes=2)
+    assert planned(gpus=3).stages[0].samples == 3
+    assert planned(gpus=4, overrides=("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",)).stages
+
+
+@pytest.mark.parametrize("equal", [0.0, 0.19])
+def test_rounding_noise_is_no_difference_between_rewards(equal: float) -> None:
+    def teaches_nothing(high: float | None, low: float | None) -> bool:
+        metrics = {"critic/advantages/max": high, "critic/advantages/min": low}
+        return LoggedStep(1, {name: value for name, value in metrics.items() if value is not None}).teaches_nothing
+
+    assert teaches_nothing(equal, -equal)
+    assert not teaches_nothing(equal, -0.71)
+    assert not teaches_nothing(0.71, -equal)
+    assert not teaches_nothing(math.nan, math.nan)
+    assert not teaches_nothing(None, None)
+
+
 def test_steps_that_taught_nothing_are_found_in_the_log_once() -> None:
     silent = {"critic/advantages/max": 0.0, "critic/advantages/min": 0.0, "critic/score/mean": 0.0}
     steps = {step: LoggedStep(step, silent) for step in range(1, 6)}
@@ -197,3 +240,18 @@ def test_steps_that_taught_nothing_are_found_in_the_log_once() -> None:
     late = finding_in(steps, 0, 5)
     assert late is not None
     assert (late.step, late.cold) == (4, False)
+
+
+def test_the_readme_names_options_that_there_are() -> None:
+    import typer
+
+    from envtune_agents.cli import app
+
+    command: Any = typer.main.get_command(app)
+    known = {option for parameter in command.commands["train"].params for option in parameter.opts}
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    named = {
+        option for line in text.splitlines() if "pip " not in line for option in re.findall(r"--[a-z][a-z-]+", line)
+    }
+    assert named - known == {"--head", "--address", "--local-dir"}  # of ray and hf
+    assert {"--engine", "--dry-run", "--override", "--adaptive"} <= named

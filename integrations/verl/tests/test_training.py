@@ -32,7 +32,7 @@ SCRIPT = Path(__file__).with_name("scripted_trainer.py")
 PLAY = (sys.executable, str(SCRIPT))
 COMMANDS = Commands(PLAY, PLAY, imitator=PLAY, imitation=(), adapter_merger=(sys.executable, "-c", "pass"))
 STAGES = (Stage("one", FORMAT_REWARD, max_steps=4), Stage("two", hint_level=2, max_steps=2))
-SETTINGS = VerlSettings(prompts=2, samples=2, evaluate_every=2, save_every=2, validation_tasks=4)
+SETTINGS = VerlSettings(prompts=2, samples=4, evaluate_every=2, save_every=2, validation_tasks=4)
 
 
 def tasks_of(split: str, count: int = 4) -> list[Task]:
@@ -63,6 +63,7 @@ def test_stages_are_trained_in_chunks_each_from_the_weights_before(model: Path, 
     moves = [(decision.stage, decision.step, decision.move) for decision in done.curriculum.decisions]
     assert moves == [("one", 2, Move.STAY), ("one", 4, Move.ADVANCE), ("two", 2, Move.FINISH)]
     assert steps_of(out / "one") == [[1, 2], [3, 4]]
+    assert [path.name for path in (out / "one" / "checkpoints").glob("global_step_*")] == ["global_step_4"]
     assert f"actor_rollout_ref.model.path={out / 'one' / 'model'}" in (out / "two" / "overrides.txt").read_text()
     last = done.curriculum.evaluations[-1]
     assert (last.score, last.grad_norms, last.hint_gap) == (0.75, (0.5, 0.5), 0.25)
@@ -112,6 +113,7 @@ def test_the_first_chunk_broken_goes_back_to_the_stages_first_weights(model: Pat
     ("fail", "said"),
     [
         ("torch.OutOfMemoryError: CUDA out of memory.", "gpu_memory down"),
+        ("ValueError: No available memory for the cache blocks. Try increasing it.", "gpu_memory up"),
         ("AssertionError: the config is odd", "the config is odd"),
     ],
 )
@@ -185,7 +187,7 @@ def test_a_dry_run_writes_everything_and_starts_nothing(model: Path, tmp_path: P
 
 def test_the_command_line_plans_a_run_and_knows_its_own_options(model: Path, tmp_path: Path) -> None:
     base = ["train", "--engine", "verl", "--model", str(model), "--out", str(tmp_path / "run"), "--max-steps", "3"]
-    small = ["--limit", "20", "--prompts", "2", "--samples", "2", "--validation-tasks", "4", "--evaluate-every", "2"]
+    small = ["--limit", "20", "--prompts", "2", "--samples", "4", "--validation-tasks", "4", "--evaluate-every", "2"]
     planned = CliRunner().invoke(app, [*base, *small, "--override", "a.b=1", "--dry-run"], catch_exceptions=False)
     assert planned.output.count("run.sh 2 ") == planned.output.count("run.sh 3 ") == 4
     assert planned.output.count("merge.sh") == 4
@@ -260,7 +262,7 @@ async def test_a_rollout_file_is_imitated_first_and_only_once(model: Path, tmp_p
     with pytest.raises(CurriculumError, match="another warm-up rollouts"):
         await asyncio.to_thread(run, model, out, stages=STAGES[:1], tasks=tasks)
     with pytest.raises(CurriculumError, match=r"takes 16 rollouts in one step, and .* has 1\d "):
-        await asyncio.to_thread(run, model, tmp_path / "b", **given, settings=replace(SETTINGS, gpus=16))
+        await asyncio.to_thread(run, model, tmp_path / "b", **given, settings=replace(SETTINGS, samples=8, gpus=16))
 
 
 def test_help_follows_the_rewards_of_the_chunk_before(model: Path, tmp_path: Path) -> None:
@@ -306,6 +308,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(model: Path, t
         run(model, tmp_path / "b", settings=replace(SETTINGS, prompts=8))
     with pytest.raises(CurriculumError, match="takes 2 tasks in one step and has 0; 4 more"):
         run(model, tmp_path / "c", stages=(replace(STAGES[0], max_prompt_tokens=10),))
+    with pytest.raises(CurriculumError, match=r"2 x 3 = 6 rollouts in one step, which 8 GPUs cannot share evenly"):
+        run(model, tmp_path / "f", settings=replace(SETTINGS, samples=3))
     with pytest.raises(CurriculumError, match=r"without \[ \]"):
         run(model, tmp_path / "[e]")
     with pytest.raises(TaskError, match="unknown in 'playground', split 'train'"):

@@ -9,7 +9,7 @@ from envtune_agents.curriculum import Stage
 from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Task
 
-STAGE = Stage("s", max_prompt_tokens=1600, max_response_tokens=2400, prompts=2, samples=2, max_steps=2)
+STAGE = Stage("s", max_prompt_tokens=1600, max_response_tokens=2400, prompts=2, samples=4, max_steps=2)
 
 
 def tasks_of(*categories: str, count: int = 4) -> list[Task]:

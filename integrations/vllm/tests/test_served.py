@@ -109,6 +109,27 @@ async def test_a_stream_that_is_left_gives_its_place_back(served: ChatServed) ->
     assert (await served.ainvoke("Hello")).content
 
 
+@pytest.mark.parametrize(("named", "said"), [("c7", "c7"), ("ü" * 256, "ü" * 256), ("x" * 257, None), ("", "absent")])
+def test_a_conversation_is_named_to_the_server(
+    named: str, said: str | None, served: ChatServed, local: ChatTransformers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[str] = []
+    decode = local.engine.agenerate
+
+    async def listen(request: Any) -> Any:
+        arrived.append(request.conversation)
+        return await decode(request)
+
+    monkeypatch.setattr(local.engine, "agenerate", listen)
+    served.invoke("Hello", conversation=named, max_tokens=1)
+    assert len(arrived[0]) <= 256
+    if said is not None:
+        assert arrived == [said.replace("absent", "")]
+    else:
+        served.invoke("Hello", conversation=f"{named}y", max_tokens=1)
+        assert arrived[0] != arrived[1]  # long names stay apart
+
+
 def test_an_adapter_goes_by_its_name(served: ChatServed, local: ChatTransformers) -> None:
     same(served.invoke("Hello", model="tuned"), local.invoke("Hello", model="tuned"))
     with pytest.raises(WeightsError, match=r"Unknown model 'other'\. Known: tiny, tuned"):

@@ -18,6 +18,9 @@ _VALIDATION = re.compile(r"val-(?:core|aux)/(?P<source>.+)/(?P<name>acc|progress
 _MUST_BE_NUMBERS = ("actor/grad_norm", "actor/loss", "actor/pg_loss")
 """Metrics whose NaN ends a run; the logger writes NaN and infinities as null."""
 
+_DIFFERS = 0.5
+"""Smallest absolute advantage that tells of rewards that differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
@@ -36,9 +39,13 @@ class LoggedStep:
 
     @property
     def teaches_nothing(self) -> bool:
-        """True when every advantage is 0: in each group all rewards are equal."""
+        """True when in each group all rewards are equal.
+
+        Advantages are normalised by the group's deviation, so the largest of a group that differs is at least 0.7; verl
+        leaves rounding noise of up to 0.2 where all are equal.
+        """
         ends = [self.metrics.get(f"critic/advantages/{end}") for end in ("max", "min")]
-        return ends == [0.0, 0.0]
+        return all(end is not None and abs(end) < _DIFFERS for end in ends)
 
     def validated(self, name: str, source: str) -> float | None:
         """The mean of `acc` or `progress` over the validation rows of one `data_source`; None when it is not there."""

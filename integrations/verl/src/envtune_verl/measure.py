@@ -12,9 +12,32 @@ from envtune_agents.types import Task
 from envtune_verl.log import merged, read_log
 from envtune_verl.overrides import hydra_lines
 from envtune_verl.run_folder import StageFolder
+from envtune_verl.settings import VerlSettings
+from envtune_verl.table import Table
+from envtune_verl.trainer_process import run_script
 
 FOLDER = "test"
 """Folder of the measurements in a run's folder."""
+
+
+def measured(
+    folder: StageFolder,
+    dataset: Path,
+    weights: Path | str,
+    log: Path,
+    test: Sequence[Task],
+    lock: int,
+    settings: VerlSettings,
+    table: Table,
+) -> dict[str, Solved]:
+    """What `weights` solve of the test tasks, by category; measured once with the script of the stage in `folder`."""
+    if solved_in(log, test) is None:
+        table.note(f"measuring {weights} on {len(test)} test tasks; see {log.with_suffix('.txt')}")
+        run_script(measuring_command(folder, dataset, weights, log), log.with_suffix(".txt"), lock, settings)
+    found = solved_in(log, test)
+    if found is None:
+        raise CurriculumError(f"The trainer ended without measuring the test tasks; see {log.with_suffix('.txt')}.")
+    return found
 
 
 def measuring_command(folder: StageFolder, dataset: Path, weights: Path | str, log: Path) -> list[str]:
@@ -25,6 +48,7 @@ def measuring_command(folder: StageFolder, dataset: Path, weights: Path | str, l
         "trainer.resume_mode": "disable",
         "trainer.val_only": True,
         "trainer.val_before_train": True,
+        "trainer.logger": ["console", "file"],  # not a step of the stage whose script it is
     }
     return ["bash", str(folder.script), "1", str(log), *hydra_lines(values)]
 

@@ -158,6 +158,7 @@ def _trainer(stage: Stage, settings: VerlSettings, files: StageFiles) -> dict[st
         "trainer.max_actor_ckpt_to_keep": settings.keep_checkpoints,
         "trainer.resume_mode": "auto",
         "trainer.default_local_dir": files.checkpoints,
+        "+ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR": files.checkpoints.with_name("tensorboard"),
         "hydra.run.dir": files.checkpoints.with_name("hydra"),
     }
 

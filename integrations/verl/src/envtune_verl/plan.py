@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from envtune_agents.chat_model.prefixes import prefix_preserving
 from envtune_agents.curriculum import Stage, run_identity, split_tasks, with_budget
-from envtune_agents.errors import WeightsError
+from envtune_agents.errors import CurriculumError, WeightsError
 from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Task
 from envtune_agents.weights import checkpoint_files, tokenizer_only
@@ -48,6 +48,8 @@ class RunPlan:
         load = find_task_source(source).load
         training, held_out, split = split_tasks(load, settings.validation_tasks, tasks=tasks, validation=validation)
         budgeted = tuple(with_budget(settings.stage(stage), training) for stage in stages)
+        for stage in budgeted:
+            _check_divisible(stage, settings)
         return cls(_trainable(model), source, tuple(training), tuple(held_out), split, budgeted, settings)
 
     def identity(self) -> dict[str, Any]:
@@ -76,3 +78,14 @@ def _trainable(model: str | Path) -> str | Path:
             "Qwen/Qwen3-4B-Instruct-2507."
         )
     return path.resolve() if path.exists() else model
+
+
+def _check_divisible(stage: Stage, settings: VerlSettings) -> None:
+    """Raises `CurriculumError` where verl would stop at its first update, after a whole step of rollouts."""
+    rollouts, shares = stage.prompts * stage.samples, settings.gpus * settings.nodes
+    own = any("sequence_parallel" in override for override in settings.overrides)  # then fewer shares: verl checks it
+    if rollouts % shares and not own:
+        raise CurriculumError(
+            f"Stage {stage.name!r} has {stage.prompts} x {stage.samples} = {rollouts} rollouts in one step, which "
+            f"{shares} GPUs cannot share evenly. Make prompts x samples a multiple of {shares}."
+        )

@@ -7,7 +7,8 @@
         train.parquet  validation.parquet  overrides.txt  run.sh  merge.sh
         logs/           one pair of files for each chunk: metrics (.jsonl) and the trainer's output (.txt);
                         with adaptive help a folder (.rewards) of what each rollout earned
-        checkpoints/    verl's, with global_step_N
+        checkpoints/    verl's, with global_step_N: that of the last decision and later ones
+        tensorboard/    only where verl is told to report there
         model/          the trained weights, as a checkpoint of transformers
 
 Everything that runs is in the scripts, so a stage can be started by hand or by a cluster's scheduler.
@@ -16,6 +17,7 @@ Everything that runs is in the scripts, so a stage can be started by hand or by 
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -111,8 +113,7 @@ class StageFolder:
                 return int(tracker.read_text())
             except (OSError, ValueError):
                 return 0
-        steps = [int(path.name.rpartition("_")[2]) for path in self.checkpoints.glob("global_step_*")]
-        return max((step for step in steps if step <= at_most), default=0)
+        return max((step for step in self._saved_steps() if step <= at_most), default=0)
 
     def go_back(self, step: int) -> None:
         """Makes the next start go on from the checkpoint of `step`; from the stage's first weights for 0."""
@@ -122,6 +123,17 @@ class StageFolder:
         else:
             tracker.unlink(missing_ok=True)
 
+    def drop_checkpoints(self, before: int) -> None:
+        """Removes the checkpoints of earlier steps once there is one of step `before`.
+
+        verl forgets at the end of each chunk which checkpoints it wrote, so it never removes those of another chunk.
+        """
+        found = self._saved_steps()
+        if before in found and self.saved() == before:
+            for step in found:
+                if step < before:
+                    shutil.rmtree(found[step], ignore_errors=True)  # what cannot be removed costs disk, not the run
+
     def checkpoint(self, step: int) -> Path:
         """The folder of one checkpoint."""
         return self.checkpoints / f"global_step_{step}" / "actor"
@@ -129,6 +141,11 @@ class StageFolder:
     def rewards(self, step: int) -> list[Path]:
         """Where the rollouts of every attempt at the chunk that ends at `step` left their rewards, oldest first."""
         return sorted((self.path / "logs").glob(f"step_{step:06d}_*.rewards"))
+
+    def _saved_steps(self) -> dict[int, Path]:
+        """Each checkpoint's step and folder."""
+        named = ((path.name.removeprefix("global_step_"), path) for path in self.checkpoints.glob("global_step_*"))
+        return {int(step): path for step, path in named if step.isdecimal()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,14 @@ from envtune_verl.settings import VerlSettings
 
 POLL_S = 0.5
 """Seconds between two looks at the metrics."""
-_OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "No available memory for the cache blocks")
+_OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory")
+_NO_CACHE = ("No available memory for the cache blocks", "larger than the available KV cache memory")
+"""What vLLM says when its share of the memory does not hold the weights and one whole conversation."""
+_KEYS = (
+    "On the command line: --override actor_rollout_ref.rollout.gpu_memory_utilization=…, --override "
+    "actor_rollout_ref.actor.fsdp_config.param_offload=True (and optimizer_offload), --override "
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=…. The same command then goes on from the last checkpoint."
+)
 _TAIL = 4_000
 
 
@@ -92,11 +99,16 @@ def _why(command: Sequence[str], code: int, output: Path, settings: VerlSettings
     with output.open("rb") as file:
         file.seek(max(0, output.stat().st_size - 200_000))
         text = file.read().decode("utf-8", "replace")
+    if any(word in text for word in _NO_CACHE):
+        return (
+            f"The servers' share of a GPU is too small for the weights and one conversation; see {output}. Turn "
+            f"gpu_memory up (now {settings.gpu_memory}) or tensor_parallel up (now {settings.tensor_parallel}). {_KEYS}"
+        )
     if any(word in text for word in _OUT_OF_MEMORY):
         return (
             f"Memory ran out on a GPU; see {output}. Turn, in this order: gpu_memory down (now {settings.gpu_memory}), "
             f"offload on (now {settings.offload}), tensor_parallel up (now {settings.tensor_parallel}), the stage's "
-            "max_response_tokens down. The same command then goes on from the last checkpoint."
+            f"max_response_tokens down. {_KEYS}"
         )
     return (
         f"The trainer ended with code {code}; its whole output is in {output}. The same command goes on from the last "

@@ -1,12 +1,10 @@
 """`train`: a stage in chunks on verl's GPUs, the curriculum's decision after each, and the next stage; resumable.
 
-verl has no early stop, so each chunk ends by itself at a raised number of steps, validates and saves. The decision is
-made here, outside, from the metrics in its log.
+The decision is made here, outside of verl, from the metrics in its log.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +14,8 @@ from envtune_agents.curriculum import (
     FOUR_STAGES,
     AdvanceRule,
     Curriculum,
-    Evaluation,
     Move,
     Silence,
-    Solved,
     Stage,
     Trained,
     check_unchanged,
@@ -31,9 +27,9 @@ from envtune_agents.errors import CurriculumError
 from envtune_agents.task_source import find_task_source
 from envtune_agents.types import Task
 from envtune_verl.adaptive import AdaptiveHelp
-from envtune_verl.log import LoggedStep, evaluation_at, finding_in, merged, read_log
+from envtune_verl.chunks import Chunks
 from envtune_verl.measure import FOLDER as MEASURED
-from envtune_verl.measure import measuring_command, solved_in
+from envtune_verl.measure import measured
 from envtune_verl.plan import RunPlan
 from envtune_verl.run_folder import Commands, StageFolder, write_stage, write_test
 from envtune_verl.settings import VERL_INSTALL, VerlSettings
@@ -166,8 +162,9 @@ class _Run:
             return
         folder = self.folder / MEASURED
         dataset = write_test(folder, self.plan, test)
+        stage = self._stage_folder(len(self.curriculum.stages) - 1)
         before, after = (
-            self._measured(dataset, model, folder / f"{name}.jsonl", test, lock)
+            measured(stage, dataset, model, folder / f"{name}.jsonl", test, lock, self.plan.settings, self.table)
             for name, model in (("before", self.plan.model), ("after", weights))
         )
         rank = self.plan.settings.lora
@@ -175,20 +172,6 @@ class _Run:
         if self.warmed.stage.model.exists():
             notes.append(f"Warmed up by imitating {self.warmed.origin}.")
         write_card(weights, str(self.plan.model), 0, self.curriculum, self.plan.settings, before, after, notes)
-
-    def _measured(
-        self, dataset: Path, weights: Path | str, log: Path, test: list[Task], lock: int
-    ) -> dict[str, Solved]:
-        """What `weights` solve of the test tasks; measured once."""
-        folder = self._stage_folder(len(self.curriculum.stages) - 1)
-        if solved_in(log, test) is None:
-            self.table.note(f"measuring {weights} on {len(test)} test tasks; see {log.with_suffix('.txt')}")
-            command = measuring_command(folder, dataset, weights, log)
-            run_script(command, log.with_suffix(".txt"), lock, self.plan.settings)
-        found = solved_in(log, test)
-        if found is None:
-            raise CurriculumError(f"The trainer ended without measuring the test tasks; see {log.with_suffix('.txt')}.")
-        return found
 
     def planned(self) -> list[str]:
         """The commands of the stages that are left."""
@@ -210,68 +193,38 @@ class _Run:
             self._merged(index - 1, lock)
         folder = self._write(stage, index)
         help_ = AdaptiveHelp(folder, stage) if self.adaptive and stage.augmented else None
-        while self.curriculum.stage_index == index and self.cold is None:
+        chunks = Chunks(self.plan, stage, folder, self.table, lock, self._preparation(folder, index, help_))
+        while self.curriculum.stage_index == index:
             seen = self.curriculum.evaluations
             done = seen[-1].step if seen else 0
             target = min(done + self.plan.settings.evaluate_every, _budget(stage))
-            evaluation = self._chunk(folder, stage, done, target, lock, help_)
+            evaluation = chunks.evaluation(done, target)
             if help_ is not None and (learnt := help_.learn(target)):
                 self.table.note(learnt)
-            self._listen(folder, index, done, target)
+            self._listen(chunks.silence(done, target), index)
             if self.cold is not None:
                 return True
             decision = self.curriculum.observe(evaluation)
             self.table.note(str(decision))
             if decision.move is Move.STOP:
-                self._go_back(folder, stage, done, target)
+                chunks.go_back(done, target)
                 return False
+            folder.drop_checkpoints(before=target)
         return True
 
-    def _go_back(self, folder: StageFolder, stage: Stage, done: int, target: int) -> None:
-        """Makes the last checkpoint before a broken chunk the newest."""
-        good = folder.saved(at_most=done)
-        folder.discard_logs(target)
-        folder.go_back(good)
-        self.table.note(
-            f"The run stands at step {good} of {stage.name} again; the same command goes on there. If it breaks again, "
-            f"begin in a new folder with a lower learning rate (now {self.plan.settings.learning_rate:g}) or a larger "
-            f"kl (now {self.plan.settings.kl:g})."
-        )
+    def _preparation(self, folder: StageFolder, index: int, help_: AdaptiveHelp | None) -> Callable[[Path], None]:
+        """What is to be written before a chunk: with adaptive help its dataset, with the levels of now."""
 
-    def _chunk(
-        self, folder: StageFolder, stage: Stage, done: int, target: int, lock: int, help_: AdaptiveHelp | None
-    ) -> Evaluation:
-        """Trains up to step `target` and validates, or takes up what an interrupted call left of that."""
-        counts = Counter(task.category for task in self.plan.validation)
-        found = evaluation_at(_steps(folder, target), target, done, counts)
-        if found is not None:
-            return found
-        log = folder.next_log(target)
-        if help_ is not None:
-            index = self.curriculum.stage_index
-            write_stage(
-                folder, self.plan, index, self._first_weights(index), self.prompt_tokens, self.commands,
-                help_.next_chunk(log),
-            )  # fmt: skip
-        further = ["trainer.val_only=True", "trainer.val_before_train=True"] if folder.saved() >= target else []
-        command = ["bash", str(folder.script), str(target), str(log), *further]
-        output = log.with_suffix(".txt")
-        self.table.note(f"{stage.name}: {'validating' if further else 'training up to'} step {target}; see {output}")
-        run_script(command, output, lock, self.plan.settings, log, lambda line: self._tell(stage, line))
-        found = evaluation_at(_steps(folder, target), target, done, counts)
-        if found is None:
-            raise CurriculumError(f"The trainer ended without validating step {target} of {stage.name}; see {output}.")
-        return found
+        def prepare(log: Path) -> None:
+            if help_ is None:
+                return
+            weights, chunk = self._first_weights(index), help_.next_chunk(log)
+            write_stage(folder, self.plan, index, weights, self.prompt_tokens, self.commands, chunk)
 
-    def _tell(self, stage: Stage, line: LoggedStep) -> None:
-        """One training step as it ends."""
-        self.table.add(stage.name, line)
-        if line.teaches_nothing:
-            self.table.note(str(Silence(line.step, 1, line.metrics.get("critic/score/mean", 0.0), cold=False)))
+        return prepare
 
-    def _listen(self, folder: StageFolder, index: int, done: int, target: int) -> None:
+    def _listen(self, silence: Silence | None, index: int) -> None:
         """Records that steps of the last chunk taught nothing, or marks the stage as cold for a warm-up."""
-        silence = finding_in(_all_steps(folder), done, target)
         if silence is None:
             return
         may_warm_up = self.warm_up == AUTO and index == 0 and not self.warmed.stage.model.exists()
@@ -356,11 +309,3 @@ def _budget(stage: Stage) -> int:
     """Most steps of a stage; every stage of a plan has a budget."""
     assert stage.max_steps is not None
     return stage.max_steps
-
-
-def _steps(folder: StageFolder, target: int) -> dict[int, LoggedStep]:
-    return merged(read_log(path)[0] for path in folder.logs(target))
-
-
-def _all_steps(folder: StageFolder) -> dict[int, LoggedStep]:
-    return merged(read_log(path)[0] for path in sorted((folder.path / "logs").glob("step_*.jsonl")))

@@ -50,7 +50,7 @@ _RUN = """#!/usr/bin/env bash
 # Written by `envtune train --engine verl`.
 set -euo pipefail
 mapfile -t overrides < {overrides}
-export VERL_FILE_LOGGER_PATH="$1"
+export VERL_FILE_LOGGER_PATH="$1" TENSORBOARD_DIR={tensorboard}
 exec {trainer} "${{overrides[@]}}" "${{@:2}}"
 """
 
@@ -136,9 +136,12 @@ def write_warm_up(folder: StageFolder, plan: RunPlan, rollouts: Path, commands: 
     overrides = folder.path / "overrides.txt"
     overrides.write_text("\n".join(warm_up_overrides(plan, folder, longest)) + "\n", encoding="utf-8")
     trainer = (*commands.imitator, f"--nproc_per_node={plan.settings.gpus}", *commands.imitation)
-    folder.script.write_text(
-        _RUN.format(overrides=shlex.quote(str(overrides)), trainer=shlex.join(trainer)), encoding="utf-8"
+    run = _RUN.format(
+        overrides=shlex.quote(str(overrides)),
+        tensorboard=shlex.quote(str(folder.path / "tensorboard")),
+        trainer=shlex.join(trainer),
     )
+    folder.script.write_text(run, encoding="utf-8")
     folder.merge_script.write_text(merge_text(folder, plan.settings, commands), encoding="utf-8")
     return len(rows) // batch
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, ClassVar, Protocol
 
 from envtune_agents.engine import GenerationRequest
@@ -16,6 +17,8 @@ from envtune_agents.errors import ServerError
 from envtune_agents.grammar import GrammarConstraint
 
 Payload = Mapping[str, Any]
+_MOST_USER_CHARS = 256
+"""`envtune serve` refuses a longer `user`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Vllm:
         }
         if request.seed is not None:
             body["seed"] = request.seed
+        if request.conversation:
+            body["user"] = _user(request.conversation)
         if isinstance(request.constraint, GrammarConstraint):
             body["structured_outputs"] = {"grammar": request.constraint.text}
         return {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
@@ -178,6 +183,13 @@ class _SglangReader:
             return text
         new, self._text = text[len(self._text) :], text
         return new
+
+
+def _user(conversation: str) -> str:
+    """The name of a conversation as OpenAI's `user`: `envtune serve` takes turns by it, and a router can send all of a
+    conversation to the server that has its prefix. A long name becomes a digest of it."""
+    long = len(conversation) > _MOST_USER_CHARS
+    return sha256(conversation.encode("utf-8", "surrogatepass")).hexdigest() if long else conversation
 
 
 def _paired(ids: Any, logprobs: Any) -> tuple[tuple[int, ...] | None, tuple[float, ...]]:
