@@ -47,7 +47,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/installed
-	$(BIN)/python -m pytest -p no:cacheprovider integrations/trl/tests/long_training.py integrations/trl/tests/long_smollm2.py
+	$(BIN)/python -m pytest -p no:cacheprovider integrations/trl/tests/long_training.py integrations/trl/tests/long_smollm2.py \
+	  integrations/trl/tests/long_processes.py
 	ENVTUNE_EXAMPLES=all $(BIN)/python -m pytest -p no:cacheprovider tests/test_examples.py tests/test_docs.py
 
 ablation: $(VENV)/installed

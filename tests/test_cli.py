@@ -90,8 +90,20 @@ def test_playing_without_json_is_readable(envtune: Envtune) -> None:
     ("arguments", "says"),
     [
         (["play", "playground_base_99_0"], "Unknown task id"),
+        (["play", "x"], "Which source has the task 'x'?"),
         (["play", "x", "--tasks", "nowhere"], "Known: playground"),
         (["play", "x", "--tasks", "json:nothing"], "module:factory"),
+        (["collect", "--out", "x", "--tasks", ":nothing"], "module:factory"),
+        (["collect", "--out", "x", "--tasks", "test_cli:own_tasks", "--split", "silent"], "'s' has no turns"),
+        (["train", "--out", "x", "--tasks", "test_cli:own_tasks"], "gave NoneType as the environment of the task 't'"),
+        (["collect", "--out", "x", "--tasks", "test_cli:own_tasks", "--split", "none"], "has no tasks in the split"),
+        (["collect", "--out", "x", "--tasks", "test_cli:own_tasks", "--split", "twice"], "such as 't'"),
+        (["evaluate", "--out", "x", "--tasks", "test_cli:own_tasks", "--split", "text"], "must return a list of Task"),
+        (["evaluate", "--out", "x", "--tasks", "test_cli:own_tasks", "--split", "dicts"], "gave a list with dict"),
+        (
+            ["train", "--out", "x", "--tasks", "test_cli:own_tasks", "--categories", "raises"],
+            "raised OSError for the split 'train': offline",
+        ),
         (["collect", "--out", "x", "--split", "tset"], "Unknown split 'tset'. Known: train"),
         (["collect", "--out", "x", "--categories", "bass"], "Unknown playground category"),
         (["collect", "--out", "x", "--model", "./nowhere"], "There is no checkpoint at"),
@@ -239,7 +251,7 @@ def test_modules_of_the_current_folder_are_found_and_shadow_nothing_else(tmp_pat
     command = [sys.executable, "-P", "-c", "from envtune_agents.__main__ import main; main()"]
     command += ["play", "x", "--tasks", "mine:own_tasks"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, "Unknown task id 'x'" in done.stderr) == (2, True)
+    assert (done.returncode, "has no tasks in the split 'all'" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -252,7 +264,45 @@ def test_completion_offers_the_commands(shell: str) -> None:
 
 
 def own_tasks() -> TaskSource:
-    return TaskSource(lambda split, categories: [Task("t", "base", ("hi",))], lambda task: None)  # type: ignore[arg-type, return-value]
+    """One task, whose environment is none; and some splits with nothing usable in them."""
+    task = Task("t", "base", ("hi",))
+    splits: dict[str, Any] = {"none": [], "twice": [task, task], "text": "tasks", "dicts": [{"id": 1}]}
+    splits["silent"] = [Task("s", "base", ())]
+
+    def load(split: str, categories: Any) -> Any:
+        if categories == ["raises"]:
+            raise OSError("offline")
+        return splits.get(split, [task])
+
+    return TaskSource(load, lambda task: None)  # type: ignore[arg-type, return-value]
+
+
+def test_all_tasks_of_a_source_are_those_of_its_splits() -> None:
+    splits = {"train": [Task("a", "base", ("hi",))], "test": [Task("b", "base", ("hi",))]}
+    source = TaskSource(lambda split, categories: splits[split], lambda task: None)  # type: ignore[arg-type, return-value]
+    assert [task.task_id for task in source.tasks("all")] == ["a", "b"]
+    with pytest.raises(TaskError, match="raised KeyError for the split 'validation'"):
+        source.tasks("validation")
+    assert source.tasks_if_any("validation") is None
+
+
+def test_a_split_that_cannot_be_read_is_not_taken_for_one_that_is_not_there() -> None:
+    def load(split: str, categories: Any) -> Any:
+        raise OSError("offline")
+
+    source = TaskSource(load, lambda task: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TaskError, match="raised OSError for the split 'validation': offline"):
+        source.tasks_if_any("validation")
+
+
+def test_an_environment_that_fails_in_every_episode_is_said_with_its_error(
+    envtune: Envtune, here: None, tmp_path: Path
+) -> None:
+    command = ("collect", "--tasks", "test_cli:own_tasks", "--model", "test_cli:mute", "--out", tmp_path / "run")
+    said = "1 of 1 rollouts ended with an error, the last with AttributeError: 'NoneType'"
+    assert said in envtune(*command).err
+    assert said not in envtune(*command).err  # it counts as played
+    assert said in envtune(*command, "--retry-errors").err
 
 
 def mute() -> ScriptedChatModel:

@@ -196,8 +196,8 @@ def test_write_leaves_a_file_to_review(tmp_path: Path, here: None) -> None:
         (["replay", "{run}", "--model", "test_cli_hints:nobody"], "Cannot make the chat model"),
         (["replay", "{run}", "--model", "test_cli_hints:no_model"], "must return a LangChain chat model"),
         (["replay", "{run}", "--model", "x:y", "--tasks", "moon"], "Unknown task source 'moon'"),
-        (["replay", "{other}", "--model", "x:y"], "Which environment made 'moon_1'"),
-        (["write", "{other}", "--model", "x:y", "--out", "{empty}/x.yaml"], "Which environment made 'moon_1'"),
+        (["replay", "{other}", "--model", "x:y"], "Which source has the task 'moon_1'"),
+        (["write", "{other}", "--model", "x:y", "--out", "{empty}/x.yaml"], "Which source has the task 'moon_1'"),
         (["report", "{run}", "--tokenizer", "./nowhere"], "There is no checkpoint"),
     ],
 )

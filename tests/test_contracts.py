@@ -42,6 +42,10 @@ class Light:
         tool = StructuredTool.from_function(self.switch)
         if self.flaw == "description":
             tool.description = ""
+        if self.flaw == "function":
+            return [self.switch]  # type: ignore[list-item]
+        if self.flaw in ("async", "raises"):
+            tool = StructuredTool.from_function(coroutine=self.switch_later)
         return [tool, tool] if self.flaw == "names" else [tool]
 
     def close_turn(self) -> TurnEvidence:
@@ -56,9 +60,14 @@ class Light:
         self.on = on and self.flaw != "solution"
         return "ok"
 
+    async def switch_later(self, on: bool) -> str:
+        """Switch the light."""
+        if self.flaw == "raises":
+            raise PermissionError("nobody is signed in")
+        return self.switch(on)
+
 
 TICKS = itertools.count()
-SOLUTION = [[("switch", {"on": True})], []]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +78,45 @@ SOLUTION = [[("switch", {"on": True})], []]
         ("names", "two tools have one name"),
         ("index", "turn 1 says it is turn 0"),
         ("bool", "expected True or False"),
-        ("solution", "its own solution scores 0.0 in turn 0"),
+        ("solution", "its own solution scores 0.0 in turn 0, expected 1\n"),
+        ("raises", "expected 1 \\('switch_later' raises PermissionError: nobody is signed in\\)"),
+        ("async", "expected 1 \\('switch' is not among the visible tools\\)"),
+        ("function", "tools\\(\\) gives LangChain tools, got .*switch"),
     ],
 )
 def test_a_broken_promise_of_an_environment_is_named(flaw: str, message: str) -> None:
+    name = "switch_later" if flaw == "raises" else "switch"
     with pytest.raises(ContractError, match=message):
-        check_environment(lambda: Light(flaw), solution=SOLUTION)
+        check_environment(lambda: Light(flaw), solution=[[(name, {"on": True})], []])
+
+
+def test_an_environment_whose_tools_are_coroutines_or_raise_on_the_way_keeps_its_promises() -> None:
+    class Locked(Light):
+        unlocked = False
+
+        def close_turn(self) -> TurnEvidence:
+            return TurnEvidence(self.turn, {"on": self.on})
+
+        def tools(self) -> list[BaseTool]:
+            return [*super().tools(), StructuredTool.from_function(self.unlock)]
+
+        def unlock(self) -> str:
+            """Unlock the switch."""
+            self.unlocked = True
+            return "ok"
+
+        async def switch_later(self, on: bool) -> str:
+            """Switch the light."""
+            if not self.unlocked:
+                raise PermissionError("locked")
+            return self.switch(on)
+
+    check_environment(lambda: Locked("async"), solution=[[("unlock", {}), ("switch_later", {"on": True})], []])
+
+
+def test_a_solution_that_is_not_a_list_of_calls_for_each_turn_is_named() -> None:
+    with pytest.raises(ContractError, match=r"for each turn a list of \(tool name, arguments\).*turn 0 has 'switch'"):
+        check_environment(Light, solution=[("switch", {"on": True})])  # type: ignore[list-item]
 
 
 def test_a_turn_that_scores_without_a_call_is_named() -> None:

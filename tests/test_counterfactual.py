@@ -290,9 +290,9 @@ async def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     for wrong in ({"samples": 0}, {"concurrency": 0}, {"level": 0}, {"level": 4}):
         with pytest.raises(TaskError):
             await replays(tmp_path, **wrong)
-    nothing = TaskSource(load=lambda split, categories: [], environment=Playground)
+    others = TaskSource(load=lambda split, categories: playground_tasks(9, 3), environment=Playground)
     with pytest.raises(TaskError, match="None of the 3 tasks"):
-        await replay_run(ROLLOUTS, nothing, MODEL, out=tmp_path)
+        await replay_run(ROLLOUTS, others, MODEL, out=tmp_path)
     await replays(tmp_path, limit=1)
     with pytest.raises(RecordError, match="seed was 0, is 1"):
         await replays(tmp_path, seed=1)

@@ -23,8 +23,11 @@ from envtune_agents.curriculum import (
     Stage,
     check_unchanged,
     check_version,
+    checkpoint_digest,
+    load_rule,
     load_stages,
     run_identity,
+    task_digest,
     write_card,
 )
 from envtune_agents.errors import CurriculumError, HintRuleError, MissingDependencyError, TaskError
@@ -100,13 +103,29 @@ def test_stages_of_ones_own_in_yaml(tmp_path: Path) -> None:
         ("stages: [{name: a, share: 0}]", "share lies in"),
         ("stages: [3]", "expected keys"),
         ("stages: [", "Cannot read"),
+        ("stages: [{name: a, categories: baking}]", "stage 1: categories: .* list, got 'baking'"),
+        ("stages: [{name: a}, {name: b, samples: many}]", "stage 2: samples: .* integer.*, got 'many'"),
+        ("stages: [{name: a, reward: 3}]", "stage 1, reward: expected keys and values, got int"),
+        ("stages: [{name: a, reward: {progress: 0}}]", "stage 1, reward: .* at least one of them not 0"),
+        ("stages: [{name: a/b}]", "becomes a folder"),
+        ("stages: [{name: a}]\nrules: {window: 2}", "Unknown key 'rules'. Known: stages, rule"),
+        ("stages: [{name: a}]\nrule: {window: 0}", "rule: window of a rule is 0; wanted: at least 1"),
+        ("stages: [{name: a}]\nrule: {success_band: [0.8, 0.2]}", "rule: success_band"),
+        ("- a", "needs a key 'stages'"),
     ],
 )
 def test_a_bad_stage_file_names_the_place(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "stages.yaml"
     file.write_text(text)
     with pytest.raises(CurriculumError, match=message):
-        load_stages(file)
+        load_stages(file), load_rule(file)
+
+
+def test_a_rule_of_ones_own_stands_beside_the_stages(tmp_path: Path) -> None:
+    file = tmp_path / "stages.yaml"
+    file.write_text("stages: [{name: a}]\nrule: {window: 2, success_band: [0.3, 0.9]}\n")
+    assert load_rule(file) == AdvanceRule(window=2, success_band=(0.3, 0.9))
+    assert load_rule("four") == AdvanceRule()
 
 
 def test_impossible_stages_are_refused() -> None:
@@ -224,6 +243,20 @@ def test_the_state_is_saved_and_a_resumed_curriculum_goes_on_alike(tmp_path: Pat
         Curriculum(FOUR_STAGES, rule, path=path)
 
 
+def test_whether_a_stage_is_left_is_known_before_it_is_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "curriculum.json"
+    curriculum = Curriculum((Stage("a", max_steps=2), Stage("b")), path=path)
+    assert [curriculum.leaves(Evaluation(step, 0.5)) for step in (1, 2)] == [False, True]
+    assert not curriculum.leaves(Evaluation(2, math.nan))
+    assert (curriculum.stage_index, curriculum.decisions, path.exists()) == (0, [], False)
+    curriculum.observe(Evaluation(2, 0.5))
+    follower = Curriculum(curriculum.stages, path=path, follows=True)
+    assert follower.stage_index == 1
+    follower.observe(Evaluation(1, 0.5))
+    assert len(follower.decisions) == 2
+    assert len(Curriculum(curriculum.stages, path=path).decisions) == 1
+
+
 def test_nothing_is_left_to_decide_at_the_end() -> None:
     curriculum = Curriculum((Stage("a"),), AdvanceRule(max_steps=1))
     curriculum.observe(Evaluation(1, 0.1))
@@ -256,6 +289,14 @@ def test_luck_does_not_move_a_level_and_the_ceiling_fades_all_help() -> None:
     controller.ceiling = 0
     assert controller.level("t") == controller.level("new") == 0
     assert controller.mean_level == 0.0
+
+
+def test_no_level_is_counted_above_the_ceiling() -> None:
+    """Else a task that has failed for long would first have to come down from levels that it was never given."""
+    controller = DifficultyController(start=1, patience=1, ceiling=1)
+    for _ in range(3):
+        controller.observe("t", [0.0])
+    assert controller.observe("t", [1.0]) == 0
 
 
 def test_the_controllers_state_is_json() -> None:
@@ -300,6 +341,19 @@ def test_the_settings_are_the_papers_and_the_run_names_what_changed(tmp_path: Pa
     changed = run_identity("n", TASKS[1:], TASKS[:4], stages, replace(settings, seed=1))
     with pytest.raises(CurriculumError, match="another model, model files, seed, tasks"):
         check_unchanged(tmp_path / "train.json", changed)
+
+
+def test_weights_of_the_same_size_and_worlds_of_the_same_words_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    content = bytearray(Random(0).randbytes(2_000_000))
+    file.write_bytes(content)
+    first = checkpoint_digest(tmp_path)
+    content[::1000] = bytes(len(content[::1000]))
+    file.write_bytes(content)
+    assert checkpoint_digest(tmp_path) != first
+    other = [replace(TASKS[0], data={**TASKS[0].data, "seed": object()}), *TASKS[1:]]
+    assert task_digest(other) != task_digest(TASKS)
+    assert task_digest(other) == task_digest([replace(other[0], data={**other[0].data, "seed": object()}), *TASKS[1:]])
 
 
 def test_a_missing_trainer_is_the_line_that_installs_it() -> None:

@@ -306,6 +306,12 @@ def test_parquet_is_opened_by_arrow(form: str, tmp_path: Path) -> None:
             export_rollouts(run, form, tmp_path / "out")
 
 
+def test_rollouts_without_tokens_say_which_models_record_them(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", dataclasses.replace(made(), turns=()))
+    with pytest.raises(RecordError, match=r"the form 'trl'\. It holds sampled tokens"):
+        export_rollouts(run, "trl", tmp_path / "out")
+
+
 def test_what_cannot_be_exported_says_why_and_writes_nothing(tmp_path: Path) -> None:
     run, out = written(tmp_path / "run", made()), tmp_path / "out.jsonl"
     with pytest.raises(TaskError, match="Known: sft, grpo"):

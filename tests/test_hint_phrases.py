@@ -10,7 +10,8 @@ from envtune_agents.hint_rules.phrases import Phrases
 SAID = {
     "ASKS_LOGIN": """not logged in|not signedin|log in first|login required|please sign in|user not authenticated
         |unauthenticated|not be authenticated|please authenticate|authentication is required|unauthorised|not authorized
-        |no user is currently logged in|no one is logged in|must be logged in|session has expired|invalid access token
+        |no user is currently logged in|no one is logged in|must be logged in
+        |nobody is signed in|sign in first|you must be signed in|session has expired|invalid access token
         |expired auth token|missing session token|wrong token|token is not initialized|token expired|error 401""",
     "ABSENT": """not found|no such|does not exist|doesn't exist|unknown|invalid|not registered|not available
         |no available|not recognised|cannot find|could not find|no match""",

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from langchain_core.tools import StructuredTool
+from pydantic import BaseModel, Field
 
 from envtune_agents.errors import HintRuleError
-from envtune_agents.hint_rules import DEFAULT_RULES, DOCS_RULES, SCHEMA_RULES, DeclaredRule, load_rules
+from envtune_agents.hint_rules import DEFAULT_RULES, DOCS_RULES, SCHEMA_RULES, DeclaredRule, NestedField, load_rules
 from envtune_agents.hint_rules.patterns import bounded_pattern
 from envtune_agents.hint_rules.sources import is_id_like, is_login, login_tools, sources_of
 from envtune_agents.hints import HintDial, HintEngine, tool_schemas
@@ -125,6 +126,55 @@ def test_a_path_for_a_name_and_an_empty_search() -> None:
 
 def test_a_login_that_failed_is_not_told_to_log_in() -> None:
     assert hint("mail_login", {"user": "a"}, "Authentication required: wrong token")[0] != "docs.log_in_first"
+
+
+class Address(BaseModel):
+    zip_code: str = Field(pattern=r"^\d{5}$", description="Five digits.")
+
+
+class Parcel(BaseModel):
+    to: Address
+    weight_kg: float = Field(gt=0, le=30)
+    items: list[Address] = []
+
+
+def send_parcel(parcel: Parcel) -> str:
+    """Send a parcel."""
+    return "sent"
+
+
+@pytest.mark.parametrize(
+    ("parcel", "message", "says"),
+    [
+        ({"to": {}}, "parcel.to.zip_code: Field required", "without parcel.to.zip_code. "),
+        ({"to": {"zip_code": "1"}}, "parcel.to.zip_code: String should match", 'parcel.to.zip_code = "1" does not fit'),
+        ({"weight_kg": 40}, "parcel.weight_kg: Input should be", "parcel.weight_kg must be of type number, at most 30"),
+        (
+            {"items": [{}]},
+            "parcel.items.0.zip_code: Field required",
+            "of type string, of the form ^\\d{5}$ (Five digits.)",
+        ),
+    ],
+)
+def test_a_fault_inside_an_argument_is_found_by_its_path(parcel: dict[str, Any], message: str, says: str) -> None:
+    failure = ToolFailure(FailureKind.TOOL_ERROR, f"Error invoking tool: {message}")
+    scene = Scene(
+        ToolCall("send_parcel", {"parcel": parcel}),
+        failure,
+        "x",
+        tool_schemas([StructuredTool.from_function(send_parcel)]),
+    )
+    advice = NestedField()(scene)
+    assert advice is not None
+    assert says in f"{advice.problem} {advice.constraint}"
+
+
+@pytest.mark.parametrize("message", ["notes.txt is no file", "parcel.lost: no such thing", "version 1.2.3"])
+def test_what_is_no_path_into_an_argument_is_left_to_other_rules(message: str) -> None:
+    tools = tool_schemas([StructuredTool.from_function(send_parcel)])
+    failure = ToolFailure(FailureKind.TOOL_ERROR, message)
+    for parcel in ({"to": {"zip_code": "12345"}}, "a box"):
+        assert NestedField()(Scene(ToolCall("send_parcel", {"parcel": parcel, "notes": 1}), failure, "", tools)) is None
 
 
 def test_schema_faults_stay_with_the_schema_rules() -> None:

@@ -131,9 +131,9 @@ async def test_what_cannot_be_restored_is_an_error_of_its_own() -> None:
     (hint,) = await write_hints([strange], PLAYGROUND, says(GOOD), says(FINE))
     assert hint.fate is Fate.ERROR
     assert "Give the tasks with which" in hint.note
-    empty = TaskSource(load=lambda split, categories: [], environment=Playground)
+    others = TaskSource(load=lambda split, categories: playground_tasks(9, 3), environment=Playground)
     with pytest.raises(TaskError, match="None of the run's tasks"):
-        await write_hints([ROLLOUT], empty, says(GOOD), says(FINE))
+        await write_hints([ROLLOUT], others, says(GOOD), says(FINE))
     assert await write_hints([], PLAYGROUND, says(GOOD), says(FINE)) == []
 
 

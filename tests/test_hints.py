@@ -62,6 +62,14 @@ def outcome(call: ToolCall, raw: str = "Error: bad call", *, level: int = 3, **m
         ('{"status": "error", "message": "boom"}', True),
         ('{"success": false}', True),
         ('{"isError": true, "content": []}', True),
+        ('{"Error": "no such file"}', True),
+        ('{"error_code": 404, "error_message": "no such file"}', True),
+        ('{"ok": false, "reason": "locked"}', True),
+        ('{"status": "failure"}', True),
+        ('{"error": true, "message": "locked"}', True),
+        ('{"ok": true}', False),
+        ('{"error_message": "", "token": "a"}', False),
+        ('{"success": 0, "failed": 3}', False),
         ('{"error": null, "result": 1}', False),
         ('{"error": ""}', False),
         ('{"status": "ok"}', False),
@@ -77,6 +85,13 @@ def outcome(call: ToolCall, raw: str = "Error: bad call", *, level: int = 3, **m
 )
 def test_errors_are_recognised_by_their_spelling(raw: str, fails: bool) -> None:
     assert (error_message(raw) is not None) is fails
+
+
+@pytest.mark.parametrize(
+    "raw", ['{"ok": false, "reason": "locked"}', '{"error": true, "message": "locked"}', '{"Error": "locked"}']
+)
+def test_the_reason_of_an_error_is_read_where_it_stands(raw: str) -> None:
+    assert error_message(raw) == "locked"
 
 
 @pytest.mark.parametrize(("call", "kind", "rule"), FAILING)

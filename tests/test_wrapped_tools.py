@@ -20,6 +20,7 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel, PrivateAttr
 
 from envtune_agents import HintDial, HintEngine, with_hints
+from envtune_agents.errors import HintRuleError
 from envtune_agents.graph import HintedToolNode
 from envtune_agents.hints import hint_tool_calls, outcomes_in
 from envtune_agents.testing import calls_message
@@ -205,6 +206,39 @@ def test_functions_and_schemaless_tools_are_taken() -> None:
     assert loud.invoke({"word": "a"}) == "A"
     assert convert_to_openai_tool(old) == convert_to_openai_tool(legacy)
     assert old.invoke("x") == "Error: boom"
+
+
+def test_what_is_no_tool_is_named() -> None:
+    def silent(word: str) -> str:
+        return word
+
+    with pytest.raises(HintRuleError, match=r"Cannot make a tool of 'silent': .*docstring"):
+        with_hints([silent])
+
+
+class QuotaError(Exception):
+    """An error that says what it is by its name alone."""
+
+
+def test_an_exception_of_your_own_is_told_by_its_name() -> None:
+    def spend(amount: int) -> str:
+        """Spend money."""
+        raise QuotaError(amount)
+
+    def pay(amount: int) -> str:
+        """Pay."""
+        raise QuotaError("The card has no money.")
+
+    spending, paying = with_hints([spend, pay], hints=0)
+    assert spending.invoke({"amount": 7}) == "Error: QuotaError: 7"
+    assert paying.invoke({"amount": 7}) == "Error: The card has no money."
+
+
+async def test_a_coroutine_called_from_invoke_is_the_developers_error() -> None:
+    (waiting,) = with_hints([adivide])
+    with pytest.raises(NotImplementedError, match="sync"):
+        waiting.invoke({"a": 4, "b": 2})
+    assert await waiting.ainvoke({"a": 4, "b": 2})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ for one more: `solution`, which a warm-up imitates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from envtune_agents.hints import HintEngine
 
 ENTRY_POINT_GROUP = "envtune_agents.task_sources"
+_SPLITS = ("train", "validation", "test")
+_NO_SPLIT = (KeyError, ValueError)
+"""How a source says that it has no such split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,9 @@ class TaskSource:
     """
 
     load: Callable[[str, Sequence[str] | None], list[Task]]
-    """`load(split, categories)`: the tasks of a split, of the given categories or of all for None."""
+    """`load(split, categories)`: the tasks of a split, of the given categories or of all for None. Asked for are
+    "train", "validation", "test" and "all"; a split that the source does not have is a `KeyError` or `ValueError`, and
+    "all" is then put together from the others."""
     environment: Callable[[Task], Environment]
     """A fresh environment for one episode of a task."""
     rules: Callable[[], Sequence[HintRule]] | None = None
@@ -71,6 +78,67 @@ class TaskSource:
     solution: Callable[[Task], Sequence[Sequence[tuple[str, Mapping[str, Any]]]]] | None = None
     """The calls that solve a task, turn by turn, each as name and arguments: what a warm-up for a model that cannot
     call tools yet imitates. Only training tasks are asked about, and only when a warm-up is asked for."""
+
+    def tasks(self, split: str, categories: Sequence[str] | None = None) -> list[Task]:
+        """The tasks that `load` gives, at least one and each with an id of its own.
+
+        Raises `TaskError` for anything else, and for whatever `load` raises.
+        """
+        try:
+            found = _checked(self._loaded(split, categories), split)
+        except EnvTuneError:
+            raise
+        except Exception as error:  # somebody else's function
+            raise _broken(split, error) from error
+        if not found:
+            of = f" of {', '.join(categories)}" if categories else ""
+            raise TaskError(
+                f"The task source has no tasks{of} in the split {split!r}. Choose another split or category."
+            )
+        return found
+
+    def tasks_if_any(self, split: str, categories: Sequence[str] | None = None) -> list[Task] | None:
+        """As `tasks`, but None where the source has no such split, or nothing in it."""
+        try:
+            found = self._loaded(split, categories)
+        except _NO_SPLIT:
+            return None
+        except EnvTuneError:
+            raise
+        except Exception as error:
+            raise _broken(split, error) from error
+        return _checked(found, split) or None
+
+    def environment_of(self, task: Task) -> Environment:
+        """What `environment` gives. Raises `TaskError` when it raises, or gives something else."""
+        advice = "Try it with envtune_agents.testing.check_environment."
+        try:
+            made: object = self.environment(task)
+        except EnvTuneError:
+            raise
+        except Exception as error:  # somebody else's function
+            raise TaskError(
+                f"The environment of the task {task.task_id!r} cannot be made: {type(error).__name__}: {error}. "
+                f"{advice}"
+            ) from error
+        if not isinstance(made, Environment):
+            raise TaskError(
+                f"The task source gave {type(made).__name__} as the environment of the task {task.task_id!r}; "
+                f"expected an object with task, open_turn, tools and close_turn. {advice}"
+            )
+        return made
+
+    def _loaded(self, split: str, categories: Sequence[str] | None) -> list[Task]:
+        try:
+            return self.load(split, categories)
+        except _NO_SPLIT:
+            found: list[Task] = []
+            for part in _SPLITS if split == "all" else ():
+                with suppress(*_NO_SPLIT):
+                    found += self.load(part, categories)
+            if not found:
+                raise
+            return found
 
     def hint_engine(self, level: int) -> HintEngine:
         """A hint engine with this source's rules at a level of the dial, 0 to 3."""
@@ -95,6 +163,34 @@ class TaskSource:
         return replies
 
 
+def _broken(split: str, error: Exception) -> TaskError:
+    return TaskError(
+        f"The task source raised {type(error).__name__} for the split {split!r}: {error}. Choose a split that it has, "
+        "or correct its `load`."
+    )
+
+
+def _checked(found: object, split: str) -> list[Task]:
+    """What `load` gave, when it is a list of tasks to play, each with an id of its own."""
+    if not isinstance(found, list | tuple) or not all(isinstance(task, Task) for task in found):
+        got = f"a list with {_kinds_in(found)}" if isinstance(found, list | tuple) else type(found).__name__
+        raise TaskError(f"The task source gave {got} for the split {split!r}; `load` must return a list of Task.")
+    silent = [task.task_id for task in found if not task.turns]
+    if silent:
+        raise TaskError(f"The task {silent[0]!r} has no turns, so there is nothing to play. Give it a user message.")
+    doubled = [task_id for task_id, times in Counter(task.task_id for task in found).items() if times > 1]
+    if doubled:
+        raise TaskError(
+            f"The task source gave {len(doubled)} task ids more than once, such as {doubled[0]!r}. Give every task an "
+            "id of its own: rollouts are told apart by it."
+        )
+    return list(found)
+
+
+def _kinds_in(found: Iterable[Any]) -> str:
+    return ", ".join(sorted({type(task).__name__ for task in found if not isinstance(task, Task)}))
+
+
 def find_task_source(name: str) -> TaskSource:
     """The source called `name`: "playground", an installed integration such as "bfcl", or "module:factory"."""
     if name == "playground":
@@ -112,8 +208,11 @@ def _import(name: str) -> Any:
     module, _, factory = name.partition(":")
     try:
         return getattr(import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise TaskError(f"Cannot load the task source {name!r}: {error}. Expected 'module:factory'.") from error
+    except Exception as error:  # somebody else's module
+        raise TaskError(
+            f"Cannot load the task source {name!r}: {type(error).__name__}: {error}. Expected 'module:factory', a "
+            "function without arguments that returns a TaskSource; its module is installed or a file of this folder."
+        ) from error
 
 
 def _made(factory: Callable[[], Any], name: str) -> TaskSource:

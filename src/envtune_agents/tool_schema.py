@@ -208,6 +208,19 @@ def _is_closed(parameters: Schema) -> bool:
     return "properties" in parameters or parameters.get("additionalProperties") is False
 
 
+def nested_schemas(schema: Schema, name: str, root: Schema) -> list[Schema]:
+    """The schemas of the field `name` in an object, or in the objects of a list, that `schema` describes."""
+    found: list[Schema] = []
+    for option in _options(schema, root):
+        items = option.get("items")
+        inside = _options(items, root) if isinstance(items, Mapping) else [option]
+        for part in inside:
+            field = (part.get("properties") or {}).get(name)
+            if isinstance(field, Mapping):
+                found.append({**_resolve(field, root), **{key: value for key, value in field.items() if key != "$ref"}})
+    return found
+
+
 def describe_type(schema: Schema, root: Schema) -> str:
     """The type a schema asks for, in words: "integer", "array of strings", "string or null", "any value"."""
     names = [_describe_one(option) for option in ((schema,) if _is_plain(schema) else _options(schema, root))]

@@ -17,8 +17,8 @@ from envtune_agents.rollout import run_episode
 from envtune_agents.tape import TapeBranch, branches_of
 from envtune_agents.task_source import TaskSource
 from envtune_trl import TrainSettings, train
+from envtune_trl.episodes import PolicyModel
 from envtune_trl.imitation import imitate_rows
-from envtune_trl.rollouts import PolicyModel
 from envtune_trl.warm_up import Recital
 from envtune_trl.weights import Policy, load_policy, save_policy
 

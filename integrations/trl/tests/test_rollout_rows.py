@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_training import STAGES, rollouts_of
 
 from envtune_agents.curriculum import DifficultyController
-from envtune_agents.errors import ScorerError
+from envtune_agents.errors import ScorerError, TaskError
+from envtune_agents.playground import Playground, generated_tasks
 from envtune_agents.progress import FORMAT_REWARD, RewardMix
-from envtune_agents.types import CallOutcome
+from envtune_agents.types import CallOutcome, StopReason, Task
 from envtune_trl import task_dataset
-from envtune_trl.rollouts import summary_of
+from envtune_trl.tally import means, tally_of
 
 
 def test_rows_are_the_sampled_tokens_with_masks_and_rewards(model: Path) -> None:
@@ -38,10 +41,13 @@ def test_groups_are_told_apart_by_the_stages_own_reward(model: Path) -> None:
     rollout = play.play([next(iter(play.tasks.values()))])[0]
     play.engine.close()
     outcome = CallOutcome("list_bookings", {}, "{}", "{}")
-    called = replace(rollout.turns[0], steps=(replace(rollout.turns[0].steps[0], outcomes=(outcome,)),))
-    pair = [replace(rollout, turns=(called,), sample=1), replace(rollout, turns=(replace(called, steps=()),))]
-    assert summary_of(pair, FORMAT_REWARD)["mixed_groups"] == 1.0
-    assert summary_of(pair, RewardMix(progress=1.0))["mixed_groups"] == 0.0
+    step = rollout.turns[0].steps[0]
+    silent, called = (replace(rollout.turns[0], steps=(replace(step, outcomes=made),)) for made in ((), (outcome,)))
+    pair = [replace(rollout, turns=(called,), sample=1), replace(rollout, turns=(silent,))]
+    assert means([tally_of(pair, FORMAT_REWARD)])["mixed_groups"] == 1.0
+    assert means([tally_of(pair, RewardMix(progress=1.0))])["mixed_groups"] == 0.0
+    without_tokens = replace(rollout, turns=(replace(silent, steps=()),))
+    assert means([tally_of([pair[0], without_tokens], FORMAT_REWARD)])["mixed_groups"] == 0.0
 
 
 def test_rollouts_without_a_trainable_token_are_an_error_with_its_cause(model: Path) -> None:
@@ -56,9 +62,64 @@ def test_rollouts_without_a_trainable_token_are_an_error_with_its_cause(model: P
     assert sum(rows["env_mask"][0]) == 0
 
 
+def test_an_environment_that_cannot_be_made_ends_its_own_episode_only(model: Path) -> None:
+    play, (good, bad, *_) = rollouts_of(model), generated_tasks(0, 4, "base")
+
+    def made(task: Task) -> Playground:
+        if task is bad:
+            raise OSError("no room")
+        return Playground(task)
+
+    play.source = replace(play.source, environment=made)
+    fine, failed = play.play([good, bad])
+    play.engine.close()
+    assert fine.error is None
+    assert failed.error is not None
+    assert "OSError: no room" in failed.error
+    assert play.rows([fine, failed])["reward"][1] is None
+
+
+def test_an_episode_ends_where_the_limits_of_its_stage_do(model: Path) -> None:
+    task = generated_tasks(0, 40, "base", domains=("mail",))[0]
+    whole, short = (replace(STAGES[0], max_response_tokens=limit) for limit in (10_000, 12))
+    for stage in (whole, short):
+        play = rollouts_of(model, stage)
+        play.settings = replace(play.settings, max_tokens=8, max_steps_per_turn=4)
+        (rollout,) = play.play([task])
+        play.engine.close()
+        first = rollout.turns[0].steps[0]
+        ids = play.rows([rollout])["completion_ids"][0]
+        assert (rollout.stop_reason is StopReason.CONTEXT) == (stage is short)
+        assert rollout.reward is not None
+        assert (len(ids) <= 12) == (stage is short)
+        assert play.rows([rollout])["prompt_ids"][0] == list(first.prompt_token_ids or ())
+
+
+def test_where_the_trainer_evaluates_rollouts_are_greedy_without_hints_and_teach_the_controller_nothing(
+    model: Path,
+) -> None:
+    play = rollouts_of(model, STAGES[1])
+    play.difficulty = DifficultyController(start=2, patience=1, ceiling=2)
+    prompt = task_dataset(list(play.tasks.values()))[0]["prompt"]
+    trainer = SimpleNamespace(model=torch.nn.Module().eval(), state=SimpleNamespace(global_step=0))
+    evaluated = play([prompt, prompt], trainer)
+    assert evaluated["completion_ids"][0] == evaluated["completion_ids"][1]
+    assert evaluated["notes"][0]["hint_level"] == 0
+    assert (play.notes, play.difficulty.state()["levels"]) == ([], {})
+    trainer.model.train()
+    trained = play([prompt, prompt], trainer)
+    assert trained["completion_ids"][0] != trained["completion_ids"][1]
+    assert trainer.model.training
+    assert trained["notes"][0]["hint_level"] == 2
+    assert list(play.successes) == [prompt[0]["task_id"]]
+    with pytest.raises(TaskError, match="names the task 'nobody'"):
+        play([[{"role": "user", "content": "x", "task_id": "nobody"}]], trainer)
+    play.engine.close()
+
+
 def test_adaptive_help_follows_each_tasks_success(model: Path) -> None:
     play = rollouts_of(model, STAGES[1])
-    play.difficulty = DifficultyController(start=1, patience=1)
+    play.difficulty = DifficultyController(start=1, patience=1, ceiling=STAGES[1].hint_level)
     task, other = list(play.tasks.values())[:2]
     play.play([task] * 2)
     play.engine.close()

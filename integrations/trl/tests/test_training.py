@@ -22,7 +22,7 @@ from envtune_agents.rollout import run_episode
 from envtune_agents.testing import tiny_gguf, tiny_qwen
 from envtune_trl import Trained, train
 from envtune_trl.progress import rewind
-from envtune_trl.training import last_checkpoint
+from envtune_trl.trainer import last_checkpoint
 from envtune_trl.weights import load_policy
 
 
@@ -87,6 +87,16 @@ def test_a_changed_run_is_refused(run: tuple[Path, Trained], model: Path, change
     given = {"stages": STAGES, "settings": SETTINGS, **change}
     with pytest.raises(CurriculumError, match=f"another {named}"):
         train(model, source(), out=run[0], **given)
+
+
+def test_the_weights_of_a_stage_that_is_over_must_be_there(
+    run: tuple[Path, Trained], model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(run[0], out)
+    shutil.rmtree(out / "two" / "adapter")
+    with pytest.raises(CurriculumError, match="holds no weights"):
+        train(model, source(), out=out, stages=STAGES, settings=SETTINGS)
 
 
 def test_another_model_under_the_same_name_is_refused(run: tuple[Path, Trained], model: Path, tmp_path: Path) -> None:

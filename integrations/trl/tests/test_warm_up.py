@@ -18,19 +18,27 @@ from envtune_agents.rollout import collect
 from envtune_agents.tape import TapeBranch, TapeSpan, branches_of
 from envtune_agents.task_source import find_task_source
 from envtune_agents.testing import TaughtModel
-from envtune_agents.types import RolloutTurn
+from envtune_agents.types import RolloutTurn, Task
 from envtune_trl import train
 from envtune_trl.imitation import imitate_rows
-from envtune_trl.progress import METRICS, known_signal
+from envtune_trl.progress import METRICS, metrics_of, signal_of
 from envtune_trl.warm_up import Lessons, find_lessons, from_file, make_warm_up, read_warm_up
 from envtune_trl.weights import load_policy
+
+
+def interrupted(task: Task) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_a_model_that_cannot_begin_is_warmed_up_and_begins_again(model: Path, tmp_path: Path) -> None:
     stage = replace(STAGES[0], max_steps=3)
     settings = replace(SETTINGS, evaluate_every=3, save_every=3, validation_tasks=1)
+    cut = replace(source(), solution=interrupted)
     known = replace(source(), solution=find_task_source("playground").solution)
-    done = train(model, known, out=tmp_path, stages=(stage,), settings=settings, warm_up="auto")
+    given: dict[str, Any] = {"out": tmp_path, "stages": (stage,), "settings": settings, "warm_up": "auto"}
+    with pytest.raises(KeyboardInterrupt):
+        train(model, cut, **given)
+    done = train(model, known, **given)  # finds out once more what a kill in the middle of the warm-up lost
     assert done.finished
     restart = done.curriculum.decisions[0]
     assert (restart.move, restart.step) == (Move.RESTART, 3)
@@ -74,10 +82,10 @@ def test_what_the_model_says_under_a_grammar_is_imitated_where_no_solution_is_kn
 def test_a_stage_that_has_learnt_is_never_cold_when_it_goes_on(tmp_path: Path) -> None:
     records = [{"step": 1, "mixed_groups": 0.5, "reward": 0.2}, {"step": 2, "mixed_groups": 0.0, "reward": 0.0}]
     (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    silence = known_signal(tmp_path).observe(3, 0.0, 0.0)
+    silence = signal_of(metrics_of(tmp_path)).observe(3, 0.0, 0.0)
     assert silence is not None
     assert (silence.steps, silence.cold) == (2, False)
-    fresh = known_signal(tmp_path / "nothing").observe(1, 0.0, 0.0)
+    fresh = signal_of(metrics_of(tmp_path / "nothing")).observe(1, 0.0, 0.0)
     assert fresh is not None
     assert fresh.cold
 

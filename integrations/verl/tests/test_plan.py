@@ -175,6 +175,10 @@ def test_help_is_learnt_once_from_each_chunk_and_kept(tmp_path: Path) -> None:
     rows = dataset_rows(TASKS, "playground", "validation", EpisodeTerms("s", 2), again.level)
     levels = [EpisodePlan.from_json(row["extra_info"]["episode"]).terms.hint_level for row in rows]
     assert levels == [1] + [2] * (len(TASKS) - 1)
+    (tmp_path / "next").mkdir()
+    later = AdaptiveHelp(StageFolder(tmp_path / "next"), replace(stage, hint_level=3), [folder])
+    assert (later.level(TASKS[0]), later.level(TASKS[1])) == (1, 3)
+    assert "must see the run's folder" in str(later.learn(1))
 
 
 def test_what_was_solved_of_the_test_tasks_is_read_from_the_log(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from envtune_agents.cli.options import (
     MaxTokensOption,
     Precision,
     PrecisionOption,
+    RetryErrorsOption,
     SplitOption,
     TaskIdsOption,
     TasksOption,
@@ -83,6 +84,7 @@ def collect_command(
     seed: Annotated[int, typer.Option(help="Same seed, same rollouts.")] = 0,
     call_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one tool call.")] = 30.0,
     episode_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one episode.")] = 1800.0,
+    retry_errors: RetryErrorsOption = False,
     zstd: Annotated[bool, typer.Option("--zstd", help="Write rollouts.jsonl.zst.")] = False,
     backend: Annotated[
         Backend, typer.Option(help="asyncio: this process. ray: the workers of a Ray cluster, each with its own model.")
@@ -99,10 +101,12 @@ def collect_command(
     Over a cluster: envtune collect --tasks bfcl --backend ray --workers 8 --worker-gpus 1 --concurrency 64 --out runs/b
     """
     source = task_source(tasks)
-    chosen = choose_tasks(source.load(split, split_names(categories)), split_names(task_ids), limit)
+    chosen = choose_tasks(source.tasks(split, split_names(categories)), split_names(task_ids), limit)
     find = partial(find_chat_model, model, precision=precision.value, temperature=temperature, max_tokens=max_tokens)
     collect_by, chat_model = _over_ray(find, workers, worker_gpus) if backend is Backend.ray else _here(find)
     check_folder(out, zstd=zstd)
+    if retry_errors:
+        _set_aside(out)
     on_interrupt(f"every finished rollout is in {out}, and the same command goes on where this one stopped")
     if backend is Backend.asyncio:
         load(chat_model)
@@ -155,6 +159,13 @@ def check_folder(folder: Path, *, zstd: bool = False) -> None:
         pass
 
 
+def _set_aside(folder: Path) -> None:
+    """Takes the rollouts that ended with an error out of a run, so that they are played again."""
+    from envtune_agents.rollout import set_aside_errors
+
+    err.print(f"{set_aside_errors(folder)} rollouts that ended with an error are played again")
+
+
 def _show_rollouts(path: Path, count: int, place: Console) -> None:
     from envtune_agents.rollout import read_rollouts
     from envtune_agents.summary import rollout_text
@@ -183,7 +194,13 @@ def _plain(done: Collected) -> dict[str, Any]:
 
 
 def _warn(done: Collected) -> None:
-    """What a user must know beyond the table: what took long, and what cannot be trained on."""
+    """What a user must know beyond the table: what failed, what took long, and what cannot be trained on."""
+    if done.errors:
+        from envtune_agents.rollout import read_rollouts
+
+        last = [rollout.error for rollout in read_rollouts(done.path) if rollout.error][-1]
+        said = f"{done.errors} of {done.written} rollouts ended with an error, the last with {last}."
+        err.print(f"{said} --retry-errors plays them again.", markup=False, soft_wrap=True)
     for slow in done.stragglers[:5]:
         err.print(f"straggler: {slow.rollout_id} took {slow.seconds:.0f} s, the median is {slow.median_s:.1f} s")
     if done.drifted:

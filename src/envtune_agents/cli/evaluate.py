@@ -22,6 +22,7 @@ from envtune_agents.cli.options import (
     MaxTokensOption,
     Precision,
     PrecisionOption,
+    RetryErrorsOption,
     SplitOption,
     TaskIdsOption,
     TasksOption,
@@ -61,9 +62,7 @@ def evaluate_command(
     max_steps: MaxStepsOption = 20,
     concurrency: ConcurrencyOption = 4,
     seed: Annotated[int, typer.Option(help="Same seed, same samples.")] = 0,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Play the episodes again that ended with an error.")
-    ] = False,
+    retry_errors: RetryErrorsOption = False,
     compare: Annotated[Path | None, typer.Option(help="Another evaluation's folder, to compare with.")] = None,
     export_bfcl: Annotated[
         Path | None, typer.Option(help="Also write the results in bfcl-eval's own format to this folder.")
@@ -82,7 +81,7 @@ def evaluate_command(
     if out is None:
         raise TaskError("Where should the evaluation go? Give a folder: --out runs/first (or --verify a report).")
     source = task_source(tasks)
-    chosen = choose_tasks(source.load(split, split_names(categories)), split_names(task_ids), limit)
+    chosen = choose_tasks(source.tasks(split, split_names(categories)), split_names(task_ids), limit)
     if export_bfcl is not None and source.export is None:
         raise TaskError(f"The task source {tasks!r} has no result format of its own; --export-bfcl needs --tasks bfcl.")
     other = _report_at(compare) if compare is not None else None

@@ -112,7 +112,7 @@ def _tools_of(name: str) -> ToolsOf:
     from envtune_agents.errors import TaskError
 
     source = task_source(name)
-    tasks = {task.task_id: task for task in source.load("all", None)}
+    tasks = {task.task_id: task for task in source.tasks("all")}
 
     @cache
     def menu(task_id: str) -> list[dict[str, Any]]:

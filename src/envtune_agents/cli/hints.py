@@ -187,19 +187,6 @@ def rollouts_of(run: Path) -> list[Rollout]:
     return rollouts
 
 
-def source_of(rollouts: list[Rollout]) -> str:
-    """The task source that a run's task ids point to."""
-    from envtune_agents.errors import TaskError
-
-    for prefix, source in (("playground_", "playground"), ("multi_turn_", "bfcl")):
-        if rollouts[0].task_id.startswith(prefix):
-            return source
-    raise TaskError(
-        f"Which environment made {rollouts[0].task_id!r}? Name it: --tasks playground, --tasks bfcl or --tasks "
-        "module:factory."
-    )
-
-
 def _counter(run: Path, tokenizer: str | None) -> TokenCounter:
     from envtune_agents.ledger import token_counter, tokenizer_of_run
     from envtune_agents.rollout import read_rollouts

@@ -13,13 +13,14 @@ from rich.markup import escape
 
 from envtune_agents.cli.app import err, on_interrupt, out, print_json
 from envtune_agents.cli.chat_models import ModelOption, find_chat_model, load
-from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of, source_of
+from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of
 from envtune_agents.cli.options import (
     JsonOption,
     MaxTokensOption,
     Precision,
     PrecisionOption,
     TemperatureOption,
+    source_of,
     task_source,
 )
 
@@ -52,7 +53,7 @@ def replay_command(
     Run again to go on. Example: envtune hints replay runs/demo --model smollm2 --limit 4
     """
     rollouts = rollouts_of(run)
-    source = task_source(tasks or source_of(rollouts))
+    source = task_source(tasks or source_of(rollouts[0].task_id))
     folder = out_folder or (run if run.is_dir() else run.parent) / "replay"
     chat_model = find_chat_model(model, precision=precision.value, temperature=temperature, max_tokens=max_tokens)
     options: Any = _settings_of(run)

@@ -12,13 +12,14 @@ from rich.markup import escape
 
 from envtune_agents.cli.app import err, out, print_json
 from envtune_agents.cli.chat_models import MODEL_HELP, ModelOption, find_chat_model, load
-from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of, source_of, write_new
+from envtune_agents.cli.hints import RunArgument, SourceOption, hints_app, rollouts_of, write_new
 from envtune_agents.cli.options import (
     JsonOption,
     MaxTokensOption,
     Precision,
     PrecisionOption,
     TemperatureOption,
+    source_of,
     task_source,
 )
 
@@ -48,7 +49,7 @@ def write_command(
     Example: envtune hints write runs/demo --model my_models:big --judge my_models:strict --out drafts.yaml
     """
     rollouts = rollouts_of(run)
-    source = task_source(tasks or source_of(rollouts))
+    source = task_source(tasks or source_of(rollouts[0].task_id))
     settings = {"precision": precision.value, "temperature": temperature, "max_tokens": max_tokens}
     writer = find_chat_model(model, **settings)
     judging = find_chat_model(judge, **settings) if judge else writer

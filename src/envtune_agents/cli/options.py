@@ -43,6 +43,9 @@ TemperatureOption = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Tokens of one reply.")]
 MaxStepsOption = Annotated[int, typer.Option(min=1, help="Model calls in one turn; one more ends the episode.")]
 ConcurrencyOption = Annotated[int, typer.Option(min=1, help="Episodes at the same time.")]
+RetryErrorsOption = Annotated[
+    bool, typer.Option("--retry-errors", help="Play the episodes again that ended with an error.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for scripts.")]
 
 
@@ -53,6 +56,14 @@ def task_source(name: str) -> TaskSource:
     if ":" in name:
         look_here()
     return find_task_source(name)
+
+
+def source_of(task_id: str) -> str:
+    """The name of the source that a task id points to."""
+    for prefix, source in (("playground_", "playground"), ("multi_turn_", "bfcl")):
+        if task_id.startswith(prefix):
+            return source
+    raise TaskError(f"Which source has the task {task_id!r}? Name it: --tasks playground, bfcl or module:factory.")
 
 
 def look_here() -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from envtune_agents.cli.app import app, out, print_json
-from envtune_agents.cli.options import HintsOption, choose_tasks, task_source
+from envtune_agents.cli.options import HintsOption, choose_tasks, source_of, task_source
 
 
 @app.command(name="play")
@@ -24,9 +24,8 @@ def play_command(
 
     An empty line ends the turn, Ctrl-D the game. Example: envtune play playground_base_0_0 --hints 3
     """
-    name = tasks or ("playground" if task_id.startswith("playground") else "bfcl")
-    source = task_source(name)
-    task = choose_tasks(source.load("all", None), [task_id], None)[0]
+    source = task_source(tasks or source_of(task_id))
+    task = choose_tasks(source.tasks("all"), [task_id], None)[0]
     environment = source.environment(task)
     from envtune_agents.play import play
 

@@ -15,7 +15,7 @@ from envtune_agents.cli.app import out as console
 from envtune_agents.cli.chat_models import find_checkpoint
 from envtune_agents.cli.options import Precision, split_names, task_source
 from envtune_agents.cli.train_verl import GOES_ON, ONLY_TRL, ONLY_VERL, refuse_options, train_on_many
-from envtune_agents.errors import RecordError, TaskError, require
+from envtune_agents.errors import RecordError, require
 
 if TYPE_CHECKING:
     from envtune_agents.task_source import TaskSource
@@ -52,7 +52,7 @@ def train_command(
         int | None, _option(min=1, help="At most this many training tasks.", rich_help_panel=_TASKS)
     ] = None,
     stages: Annotated[
-        str, _option(help="four, or a YAML file with stages of your own.", rich_help_panel=_TASKS)
+        str, _option(help="four, or a YAML file with stages and a rule of your own.", rich_help_panel=_TASKS)
     ] = "four",
     adaptive: Annotated[
         bool,
@@ -136,19 +136,20 @@ def train_command(
     In minutes, on a CPU: envtune train --warm-up auto --lora 8 --learning-rate 1e-4 --prompts 2 --samples 4
     --max-steps 2 --max-tokens 48 --validation-tasks 4 --test-tasks 0 --evaluate-every 1 --out runs/first
 
+    On two GPUs of one machine, the model whole on each: torchrun --nproc_per_node 2 --no-python envtune train …
+
     On eight GPUs: envtune train --engine verl --model qwen3-4b --tasks bfcl --gpus 8 --out runs/y
     """
     refuse_options(context, ONLY_TRL if engine is TrainEngine.verl else ONLY_VERL, engine.value)
-    from envtune_agents.curriculum import load_stages
+    from envtune_agents.curriculum import load_rule, load_stages
 
     source = task_source(tasks)
-    chosen = source.load("train", split_names(categories))[:limit]
-    if not chosen:
-        raise TaskError("No training task is left; change --categories or --limit.")
-    planned = load_stages(stages)
+    chosen = source.tasks("train", split_names(categories))[:limit]
+    planned, rule = load_stages(stages), load_rule(stages)
     if max_steps is not None:
         planned = tuple(replace(stage, max_steps=max_steps) for stage in planned)
     _check_places(out, warm_up)
+    source.environment_of(chosen[0])  # before anything heavy is imported
     find_checkpoint(model)
     shared: dict[str, Any] = {
         "learning_rate": learning_rate,
@@ -169,6 +170,7 @@ def train_command(
             tasks,
             out=out,
             stages=planned,
+            rule=rule,
             tasks=chosen,
             settings={**shared, **own},
             warm_up=warm_up,
@@ -194,6 +196,7 @@ def train_command(
         source,
         out=out,
         stages=planned,
+        rule=rule,
         settings=settings,
         tasks=chosen,
         warm_up=warm_up,
@@ -202,7 +205,7 @@ def train_command(
         adaptive=adaptive,
         table=trainer.Table(err),
     )
-    return _report(done, as_json)
+    return _report(done, as_json) if trainer.speaks() else None
 
 
 def _report(done: Any, as_json: bool) -> None:
@@ -232,9 +235,8 @@ def _test_tasks(source: TaskSource, categories: list[str] | None, count: int) ->
     """At most `count` test tasks, evenly over all categories; none when the source has no split "test"."""
     if not count:
         return []
-    try:
-        tasks = source.load("test", categories)
-    except (ValueError, KeyError):  # how a source says that it has no such split
+    tasks = source.tasks_if_any("test", categories)
+    if tasks is None:
         err.print('The task source has no split "test", so there will be no model card.', soft_wrap=True)
         return []
     return tasks[:: max(1, len(tasks) // count)][:count]

@@ -13,7 +13,7 @@ from envtune_agents.errors import TaskError, require
 if TYPE_CHECKING:
     import typer
 
-    from envtune_agents.curriculum import Stage
+    from envtune_agents.curriculum import AdvanceRule, Stage
     from envtune_agents.types import Task
 
 VERL_INSTALL = "pip install -e 'integrations/verl[vllm]', in an environment of its own"
@@ -41,6 +41,7 @@ def train_on_many(
     *,
     out: Path,
     stages: Sequence[Stage],
+    rule: AdvanceRule,
     tasks: Sequence[Task],
     settings: Mapping[str, Any],
     warm_up: str | None,
@@ -66,4 +67,4 @@ def train_on_many(
             console.print(command, soft_wrap=True, markup=False, highlight=False)
         return None
     on_interrupt(GOES_ON.format(out=out))
-    return verl.train(model, source, **chosen, test=test, table=verl.Table(err))
+    return verl.train(model, source, **chosen, rule=rule, test=test, table=verl.Table(err))

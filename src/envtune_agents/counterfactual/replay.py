@@ -171,7 +171,7 @@ def _tasks_of(forks: Sequence[Fork], source: TaskSource) -> dict[str, Task]:
     if not forks:
         return {}
     wanted = {fork.rollout.task_id for fork in forks}
-    found = {task.task_id: task for task in source.load("all", None) if task.task_id in wanted}
+    found = {task.task_id: task for task in source.tasks("all") if task.task_id in wanted}
     if not found:
         raise TaskError(
             f"None of the {len(wanted)} tasks of this run is known to the task source (such as {min(wanted)}). Name "

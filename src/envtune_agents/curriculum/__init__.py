@@ -10,7 +10,8 @@ from envtune_agents.curriculum.decide import AdvanceRule, Decision, Evaluation, 
 from envtune_agents.curriculum.difficulty import DifficultyController
 from envtune_agents.curriculum.settings import LearningSettings
 from envtune_agents.curriculum.signal import LearningSignal, Silence
-from envtune_agents.curriculum.stages import FOUR_STAGES, Stage, load_stages
+from envtune_agents.curriculum.stage_file import load_rule, load_stages
+from envtune_agents.curriculum.stages import FOUR_STAGES, Stage
 from envtune_agents.curriculum.training_run import (
     Trained,
     check_unchanged,
@@ -40,6 +41,7 @@ __all__ = [
     "check_unchanged",
     "check_version",
     "checkpoint_digest",
+    "load_rule",
     "load_stages",
     "run_identity",
     "solved_by_category",

@@ -25,7 +25,8 @@ class Curriculum:
         print(decision)             # 1_syntax, step 10: stay. Only 1 of 6 evaluations …
         curriculum.stage            # the stage to train now, or None at the end
 
-    With a `path` the state is written there after every decision, and read from there at the start.
+    With a `path` the state is written there after every decision, and read from there at the start. `follows` is for
+    all but one of the processes of a run: they decide alike, and only that one writes.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Curriculum:
         rule: AdvanceRule | None = None,
         *,
         path: str | Path | None = None,
+        follows: bool = False,
         on_decision: Callable[[Decision], None] | None = None,
     ) -> None:
         """Raises `CurriculumError` when the state at `path` belongs to other stages or another rule."""
@@ -43,9 +45,9 @@ class Curriculum:
         self._histories = [StageHistory() for _ in self.stages]
         self._at = 0
         self._on_decision = on_decision
-        self._path = Path(path) if path is not None else None
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        self._path = Path(path) if path is not None and not follows else None
+        if path is not None and Path(path).exists():
+            self._read(Path(path))
 
     @property
     def stage(self) -> Stage | None:
@@ -71,6 +73,12 @@ class Curriculum:
         else:
             decision = self._judge(stage, evaluation)
         return self._record(decision)
+
+    def leaves(self, evaluation: Evaluation) -> bool:
+        """Whether `observe` would end the stage with this evaluation; a trainer writes its weights before it does."""
+        history = self._histories[self._at]
+        seen, budget = [*history.evaluations, evaluation], self._now().max_steps
+        return not broken(evaluation) and self.rule.judge(seen, history.confirmed, budget)[0]
 
     def remark(self, step: int, *reasons: str) -> Decision:
         """Records something that the stage has shown and that moves nothing, such as steps that taught nothing."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import mean, median
 
+from envtune_agents.errors import CurriculumError
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -18,7 +20,7 @@ class Evaluation:
     score: float
     """Greedy validation score without hints, in [0, 1]."""
     grad_norms: tuple[float, ...] = ()
-    """Gradient norm of each training step since the last evaluation, before clipping."""
+    """Gradient norm, before clipping, of each training step since the last evaluation that moved the weights."""
     success: float | None = None
     """Mean success of the training groups since then, in [0, 1]."""
     mixed_groups: float | None = None
@@ -81,6 +83,21 @@ class AdvanceRule:
     """When fewer groups than this are mixed over a window, the stage has nothing left to teach and ends."""
     max_hint_gap: float | None = None
     """A plateau counts only while score with hints minus score without is at most this."""
+
+    def __post_init__(self) -> None:
+        low, high = self.success_band or (0.0, 1.0)
+        fine = {
+            "window": (self.window >= 1, "at least 1"),
+            "tolerance": (self.tolerance >= 0, "at least 0"),
+            "grad_factor": (self.grad_factor >= 1, "at least 1"),
+            "confirm": (self.confirm >= 1, "at least 1"),
+            "max_steps": (self.max_steps is None or self.max_steps >= 1, "at least 1, or None"),
+            "success_band": (0 <= low < high, "a lower and a higher score, such as (0.2, 0.8)"),
+            "min_mixed_groups": (self.min_mixed_groups is None or 0 <= self.min_mixed_groups <= 1, "in [0, 1]"),
+        }
+        for name, (holds, wanted) in fine.items():
+            if not holds:
+                raise CurriculumError(f"{name} of a rule is {getattr(self, name)!r}; wanted: {wanted}.")
 
     def judge(
         self, history: Sequence[Evaluation], confirmed: int, budget: int | None = None

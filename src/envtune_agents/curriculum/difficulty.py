@@ -60,8 +60,7 @@ class DifficultyController:
         streak = self._streaks.get(task_id, 0)
         streak = 0 if wanted == 0 else wanted + (streak if streak * wanted > 0 else 0)
         if abs(streak) >= self.patience:
-            level = self._levels.get(task_id, self.start) + wanted
-            self._levels[task_id] = min(max(level, 0), MAX_LEVEL)
+            self._levels[task_id] = min(max(self.level(task_id) + wanted, 0), self.ceiling)
             streak = 0
         self._streaks[task_id] = streak
         return self.level(task_id)

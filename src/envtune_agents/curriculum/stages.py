@@ -1,14 +1,12 @@
-"""A stage of training as a value, the paper's four, and your own from a YAML file."""
+"""A stage of training as a value, and the paper's four."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import Any
 
-from envtune_agents.errors import CurriculumError, EnvTuneError, unknown
+from envtune_agents.errors import CurriculumError
 from envtune_agents.hints import HintDial
 from envtune_agents.progress import FORMAT_REWARD, PROGRESS_REWARD, RewardMix
 from envtune_agents.types import Task
@@ -22,7 +20,7 @@ class Stage:
     """
 
     name: str
-    """Unique in a curriculum; every rollout of the stage carries it."""
+    """Unique in a curriculum; every rollout of the stage carries it, and a folder of the run has it."""
     reward: RewardMix = PROGRESS_REWARD
     hint_level: int = 0
     """Level of the dial, 0 to 3. At 0 the environment is the standard one, byte for byte; above it is augmented."""
@@ -46,6 +44,8 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.name:
             raise CurriculumError("A stage needs a name.")
+        if self.name.startswith(".") or {"/", "\\"} & {*self.name}:
+            raise CurriculumError(f"The name of stage {self.name!r} becomes a folder: no '/', no '\\', no leading dot.")
         HintDial(self.hint_level)
         if not 0 < self.share <= 1:
             raise CurriculumError(f"Stage {self.name!r}: share lies in (0, 1], got {self.share!r}.")
@@ -95,35 +95,6 @@ FOUR_STAGES: tuple[Stage, ...] = (
 )
 """The paper's curriculum (section 3.2 and its training settings): syntax, basic skill, complex scenarios, alignment."""
 
-_LISTS = ("categories",)
-
-
-def load_stages(source: str | Path) -> tuple[Stage, ...]:
-    """Stages from a YAML file, or the built-in ones for "four".
-
-    stages:
-      - {name: warm, reward: {format: 1}, share: 0.25}
-      - {name: help, hint_level: 3, categories: [baking]}
-      - {name: real}
-
-    Raises `CurriculumError` with the stage and key that is wrong.
-    """
-    if str(source) == "four":
-        return FOUR_STAGES
-    import yaml
-
-    path = Path(source)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CurriculumError(
-            f"Cannot read the stages in '{path}': {error}. Expected 'four' or a YAML file."
-        ) from error
-    listed = document.get("stages") if isinstance(document, dict) else None
-    if not isinstance(listed, list) or not listed:
-        raise CurriculumError(f"'{path}' needs a key 'stages' with a list of at least one stage.")
-    return checked_stages(_stage(path, index, plain) for index, plain in enumerate(listed))
-
 
 def checked_stages(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     """The stages as a tuple; raises `CurriculumError` when there is none or a name is used twice."""
@@ -134,20 +105,3 @@ def checked_stages(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise CurriculumError(f"Every stage needs a name of its own; used twice: {', '.join(doubled)}.")
     return found
-
-
-def _stage(path: Path, index: int, plain: Any) -> Stage:
-    place = f"'{path}', stage {index + 1}"
-    if not isinstance(plain, Mapping):
-        raise CurriculumError(f"{place}: expected keys and values, got {type(plain).__name__}.")
-    known = [field.name for field in fields(Stage)]
-    for key in plain:
-        if key not in known:
-            raise CurriculumError(f"{place}: {unknown('key', key, known)}")
-    values: dict[str, Any] = {key: tuple(v) if key in _LISTS and v else v for key, v in plain.items()}
-    try:
-        if "reward" in values:
-            values["reward"] = RewardMix(**values["reward"])
-        return Stage(**values)
-    except (EnvTuneError, TypeError, ValueError) as error:
-        raise CurriculumError(f"{place}: {error}") from error

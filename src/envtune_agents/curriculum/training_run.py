@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
@@ -23,6 +23,11 @@ from envtune_agents.curriculum.stages import Stage
 from envtune_agents.errors import CurriculumError, MissingDependencyError
 from envtune_agents.types import Task
 
+if TYPE_CHECKING:
+    from envtune_agents.task_source import TaskSource
+
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+"""Of a large file: two trainings of one model differ in nearly every number, and reading all takes minutes."""
 VALIDATION = "validation"
 """The split that validation tasks come from, where a source has it."""
 
@@ -63,7 +68,7 @@ def check_version(
 
 
 def split_tasks(
-    load: Callable[[str, None], list[Task]],
+    source: TaskSource,
     count: int,
     *,
     tasks: Sequence[Task] | None = None,
@@ -71,17 +76,15 @@ def split_tasks(
 ) -> tuple[list[Task], list[Task], str]:
     """The tasks to train on, at most `count` to validate with, of all categories alike, and the latter's split.
 
-    `load(split, None)` gives a source's tasks; `tasks` and `validation` replace its "train" and "validation" splits. A
-    source without the latter has a part of its training tasks held out. Raises `CurriculumError` when either is empty.
+    `tasks` and `validation` replace the source's "train" and "validation" splits. A source without the latter has a
+    part of its training tasks held out. Raises `TaskError` when the source gives no tasks, and `CurriculumError` when
+    there are too few to hold some out.
     """
-    training = list(tasks) if tasks is not None else load("train", None)
+    training = list(tasks) if tasks is not None else source.tasks("train")
     split = VALIDATION
-    if validation is None:
-        try:
-            validation = load(VALIDATION, None)
-        except (ValueError, KeyError):  # how a source says that it has no such split
-            training, validation = _held_out(training, count)
-            split = "train"
+    if validation is None and (validation := source.tasks_if_any(VALIDATION)) is None:
+        training, validation = _held_out(training, count)
+        split = "train"
     if not training or not validation:
         raise CurriculumError(
             f"Training needs tasks to train on and to validate with; got {len(training)} and {len(validation)}."
@@ -153,16 +156,23 @@ def check_unchanged(path: Path, now: Mapping[str, Any]) -> None:
 
 
 def task_digest(tasks: Sequence[Task]) -> str:
-    """What tells one list of tasks from another."""
-    text = json.dumps([[task.task_id, task.category, list(task.turns)] for task in tasks])
+    """What tells one list of tasks from another: their names, what is said in them, and the data of their worlds."""
+    plain = [[task.task_id, task.category, list(task.turns), dict(task.data)] for task in tasks]
+    text = json.dumps(plain, skipkeys=True, default=lambda value: type(value).__name__)
     return f"{len(tasks)} tasks, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def checkpoint_digest(model: str | Path) -> str:
-    """What tells one checkpoint from another: the names and sizes of its files, or its name for a hub id."""
+    """What tells one checkpoint from another: the names, sizes and samples of its files, or its name for a hub id."""
     path = Path(model).expanduser()
     if not path.exists():
         return str(model)
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    text = "|".join(f"{file.name}:{file.stat().st_size}" for file in files)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    found = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file()):
+        size = file.stat().st_size
+        found.update(f"{file.name}:{size}|".encode())
+        with file.open("rb") as content:
+            for at in range(0, size, max(size // _SAMPLES, _SAMPLE_BYTES)):
+                content.seek(at)
+                found.update(content.read(_SAMPLE_BYTES))
+    return found.hexdigest()[:16]

@@ -196,13 +196,13 @@ class Engine:
                 self._thread = threading.Thread(target=self._serve, name="envtune-engine", daemon=True)
                 self._thread.start()
                 _started.add(self)
+                _threads.add(self._thread)
 
     def _abandon(self) -> None:
-        """End the thread after the forward pass under way: nobody will read the replies."""
-        if self._thread is not None and self._process == os.getpid():
+        """Have the thread end after the forward pass under way: nobody will read the replies."""
+        if self._process == os.getpid():
             self._abandoned = True
             self._jobs.put(None)
-            self._thread.join(_PATIENCE_S)
 
     def _serve(self) -> None:
         """Body of the engine thread."""
@@ -259,6 +259,8 @@ class Engine:
 
 
 _started: weakref.WeakSet[Engine] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+"""Also of engines that are gone: the last thing a thread does is to free the model."""
 
 
 @atexit.register
@@ -266,6 +268,8 @@ def _end_threads() -> None:
     """Without this the interpreter would end engine threads inside torch, which aborts the process."""
     for engine in list(_started):
         engine._abandon()
+    for thread in list(_threads):
+        thread.join(_PATIENCE_S)
 
 
 def _server(weights: Weights, cache_bytes: int, *, cuda_graphs: bool) -> Server:

@@ -99,7 +99,8 @@ def read_report(path: str | Path) -> Report:
     path = Path(path)
     file = path / REPORT_NAME if path.is_dir() else path
     if not file.is_file():
-        raise RecordError(f"No report at {file}. A run writes one: envtune evaluate --out {file.parent}")
+        folder = file.parent if file.suffix else file
+        raise RecordError(f"No report at {file}. A run writes one: envtune evaluate --out {folder}")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         version = fields["report_version"]

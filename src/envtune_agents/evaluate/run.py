@@ -206,16 +206,16 @@ def _tasks(
 ) -> tuple[TaskSource, list[Task], str]:
     if isinstance(tasks, str):
         source = find_task_source(tasks)
-        chosen, name = source.load(split, None), tasks
+        chosen, name = source.tasks(split), tasks
     elif isinstance(tasks, TaskSource):
-        source, chosen = tasks, tasks.load(split, None)
+        source, chosen = tasks, tasks.tasks(split)
     elif environment is None:
         raise TaskError("Tasks need their environment: evaluate(agent, tasks, environment), or give a TaskSource.")
     else:
         chosen = list(tasks)
         source = TaskSource(load=lambda split, categories: chosen, environment=environment)
     if not chosen:
-        raise TaskError("There are no tasks to evaluate: the split or the list is empty.")
+        raise TaskError("There are no tasks to evaluate: the list is empty.")
     return source, chosen, name
 
 

@@ -95,7 +95,7 @@ async def averify(report: Report | str | Path, source: TaskSource | None = None)
     if report.folder is None:
         raise TaskError("This report was not kept: evaluate with `out=` to have rollouts that can be verified.")
     source = source or _source_of(report)
-    tasks = {task.task_id: task for task in source.load(report.manifest.split or "all", None)}
+    tasks = {task.task_id: task for task in source.tasks(report.manifest.split or "all")}
     known = report.manifest.task_hashes
     stored = {rollout.rollout_id: rollout for rollout in read_rollouts(report.folder)}
     checks = _Checks(report, source)

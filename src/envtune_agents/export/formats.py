@@ -31,6 +31,7 @@ FORMATS = {
 }
 PARQUET_INSTALL = "pip install 'envtune-agents[parquet]'"
 _BATCH = 500
+_OF_TOKENS = ("grpo", "trl", "parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,10 @@ def export_rollouts(
     write = {"hf": _write_dataset, "verl": _write_parquet, "parquet": _write_parquet}.get(to, _write_lines)
     first = next(rows, None)
     if first is None:
+        advice = " It holds sampled tokens, which local and served models record; 'sft' holds text."
         raise RecordError(
             f"Nothing to export: of {selection.read} rollouts {selection.kept} were kept and {selection.broken} have a "
-            f"broken tape; none gives a row of the form '{to}'."
+            f"broken tape; none gives a row of the form '{to}'.{advice if selection.kept and to in _OF_TOKENS else ''}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,15 @@
 
 In: a `Scene`. Out: `Advice` in three parts, or None. A rule looks only at the failure, the call, the tools visible
 now and what the episode has shown; the only values it may repeat are the agent's own. `schema` needs the tools' JSON
-Schemas alone, `docs` reads their prose and response schemas, `access` is about what a tool cannot reach, `trouble`
-about calls without a proper answer, and `declarative` reads rules from a YAML file. Every sequence of `HintRule` can be
-passed to the engine beside or instead of `DEFAULT_RULES`.
+Schemas alone, and so does `nested`, for the fields inside arguments. `docs` reads their prose and response schemas,
+`access` is about what a tool cannot reach, `trouble` about calls without a proper answer, and `declarative` reads rules
+from a YAML file. Every sequence of `HintRule` can be passed to the engine beside or instead of `DEFAULT_RULES`.
 """
 
 from envtune_agents.hint_rules.access import MissingFile, NotAllowed
 from envtune_agents.hint_rules.declarative import DeclaredRule, load_rules
 from envtune_agents.hint_rules.docs import DOCS_RULES
+from envtune_agents.hint_rules.nested import NestedField
 from envtune_agents.hint_rules.schema import (
     MalformedCall,
     MissingArgument,
@@ -33,6 +34,7 @@ SCHEMA_RULES: tuple[HintRule, ...] = (
 
 DEFAULT_RULES: tuple[HintRule, ...] = (
     *SCHEMA_RULES,
+    NestedField(),
     TimedOut(),
     ServiceTrouble(),
     *DOCS_RULES,
@@ -51,6 +53,7 @@ __all__ = [
     "MalformedCall",
     "MissingArgument",
     "MissingFile",
+    "NestedField",
     "NotAllowed",
     "RefusedArgument",
     "SameCallAgain",

@@ -27,9 +27,10 @@ class Phrases:
 ASKS_LOGIN = Phrases(
     ("log", "sign", "auth", "session", "token", "401"),
     re.compile(
-        r"not (?:logged|signed) ?in|log ?in (?:first|to|before|required)|please (?:log|sign) in|login required"
-        r"|(?:not|un) ?(?:be )?authenticated|please authenticate|authentication (?:is )?required|unauthori[sz]ed"
-        r"|not authori[sz]ed|no (?:user|one|account) is (?:currently )?logged in|must be logged in"
+        r"not (?:logged|signed) ?in|(?:log|\bsign) ?in (?:first|to|before|required)|please (?:log|sign) in"
+        r"|login required|(?:not|un) ?(?:be )?authenticated|please authenticate|authentication (?:is )?required"
+        r"|unauthori[sz]ed|not authori[sz]ed|no(?:body| user| one| account) is (?:currently )?(?:logged|signed) in"
+        r"|must be (?:logged|signed) in"
         r"|session (?:has )?expired"
         r"|(?:invalid|expired|missing|wrong|no) (?:access |auth(?:entication)? |session )?token"
         r"|token (?:is )?(?:not initiali[sz]ed|expired|invalid|missing)|\b401\b"

@@ -83,7 +83,7 @@ async def write_hints(
     clusters = mine_failures(rollouts, unasked=unasked).clusters[:limit]
     by_id = {rollout.rollout_id: rollout for rollout in rollouts}
     wanted = {cluster.examples[0].task_id for cluster in clusters}
-    tasks = {task.task_id: task for task in source.load("all", None) if task.task_id in wanted} if wanted else {}
+    tasks = {task.task_id: task for task in source.tasks("all") if task.task_id in wanted} if wanted else {}
     if wanted and not tasks:
         raise TaskError(f"None of the run's tasks is known to the task source (such as {min(wanted)}).")
     hints = []

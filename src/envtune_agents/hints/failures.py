@@ -25,6 +25,8 @@ _ERROR_PREFIXES = (
     "exception:",
     "traceback (most recent call last)",
 )
+_ERROR_KEYS = ("error", "errors", "Error", "error_message", "errorMessage")
+_REASON_KEYS = ("message", "detail", "reason")
 _PARSED_CHARS = 20_000
 
 
@@ -37,9 +39,11 @@ def classify_failure(
 ) -> ToolFailure | None:
     """The failure in a tool's answer, or None when the call did its job.
 
-    Recognised spellings: `{"error": …}`, a list of such objects, `["Error: …"]` (as JSON or as a Python literal), text
-    that begins with "Error", and an object that says so by `"status": "error"`, `"success": false` or `"isError":
-    true`. The kind is the call's first departure from the tool's schema, so that rules need not parse messages.
+    Recognised spellings: `{"error": …}` (also "errors", "Error", "error_message", "errorMessage"), a list of one such
+    object, `["Error: …"]` (as JSON or as a Python literal), text that begins with "Error:", "Exception:" or
+    "Traceback", and an object that says so by `"status": "error"`, "failed" or "failure", `"success": false`, `"ok":
+    false` or `"isError": true`. The kind is the call's first departure from the tool's schema, so that rules need not
+    parse messages.
     """
     message = error_message(raw_content)
     if message is None:
@@ -69,6 +73,7 @@ def _may_say_no(text: str) -> bool:
         "rror" in text  # error, errors, isError, Error
         or "status" in text
         or "success" in text
+        or "ok" in text
         or (text[0] == "[" and "error" in text.lower())
     )
 
@@ -94,10 +99,16 @@ def _error_in(answer: Any) -> str | None:
         return _error_in(only) if isinstance(only, dict) else None
     if not isinstance(answer, dict):
         return None
-    error = answer.get("error") or answer.get("errors")
-    if error:
+    error = next((answer[key] for key in _ERROR_KEYS if answer.get(key)), None)
+    if error is not None and error is not True:
         return error if isinstance(error, str) else json.dumps(error, ensure_ascii=False, default=str)
     says_no = (
-        answer.get("status") in ("error", "failed") or answer.get("success") is False or answer.get("isError") is True
+        error is True
+        or answer.get("status") in ("error", "failed", "failure")
+        or answer.get("success") is False
+        or answer.get("ok") is False
+        or answer.get("isError") is True
     )
-    return str(answer.get("message") or answer.get("detail") or answer) if says_no else None
+    if not says_no:
+        return None
+    return str(next((answer[key] for key in _REASON_KEYS if answer.get(key)), answer))

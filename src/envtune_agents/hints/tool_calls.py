@@ -95,10 +95,12 @@ class OutcomeScribe:
         self._known: tuple[Sequence[BaseTool], dict[str, dict[str, Any]]] = ((), {})
 
     def caught(self, error: Exception, call: ToolCall, tools: Sequence[BaseTool]) -> ToolFailure:
-        """The failure that an exception amounts to; interrupts are raised again."""
+        """The failure that an exception amounts to; interrupts are raised again, and so is LangChain's word to the
+        developer that a coroutine cannot be called from `invoke`: no model could do anything about it."""
         from langgraph.errors import GraphBubbleUp, is_invalid_resume
 
-        if isinstance(error, GraphBubbleUp) or is_invalid_resume(error):
+        not_awaited = isinstance(error, NotImplementedError) and "does not support sync" in str(error)
+        if isinstance(error, GraphBubbleUp) or is_invalid_resume(error) or not_awaited:
             raise error
         return failure_of(error, call, self.schemas(tools))
 
@@ -215,7 +217,8 @@ def failure_of(error: Exception, call: ToolCall, tools: Mapping[str, Mapping[str
     if isinstance(error, TimeoutError):
         return ToolFailure(FailureKind.TIMEOUT, str(error) or "no answer in time")
     text, kind = str(error).strip(), type(error).__name__
-    if text and isinstance(error, LookupError | AttributeError | AssertionError):
+    bare = " " not in text and type(error).__module__ != "builtins"  # QuotaExceeded(100): the name says what it is
+    if text and (bare or isinstance(error, LookupError | AttributeError | AssertionError)):
         text = f"{kind}: {text}"  # a slip inside the tool, whose text alone is a bare name
     return ToolFailure(failure_kind(call, tools), text or kind)
 

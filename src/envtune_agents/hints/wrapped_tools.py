@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from envtune_agents.deadline import acall_with_deadline, await_with_deadline, call_with_deadline
+from envtune_agents.errors import HintRuleError
 from envtune_agents.hints.answers import as_text, hint_block, is_blocks, text_of_blocks
 from envtune_agents.hints.dial import HintDial
 from envtune_agents.hints.engine import HintEngine, as_engine
@@ -52,12 +53,26 @@ def with_hints(
     At level 0 what a tool answers is unchanged in every byte, and what it raises still becomes an answer, as with
     `hint_tool_calls`. An unknown tool never gets here: that is the business of the node or loop that looks it up.
     """
+    menu = distinct(tuple(_as_tool(tool) for tool in tools))
+    scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
+    return [_mounted(HintMount(tool, menu, scribe, call_timeout_s)) for tool in menu]
+
+
+def _as_tool(given: BaseTool | Callable[..., Any]) -> BaseTool:
+    """A tool as it is, or a function as a tool."""
     from langchain_core.tools import BaseTool
     from langchain_core.tools import tool as as_tool
 
-    menu = distinct(tuple(tool if isinstance(tool, BaseTool) else as_tool(tool) for tool in tools))
-    scribe = OutcomeScribe(as_engine(hints), detect, max_content_chars)
-    return [_mounted(HintMount(tool, menu, scribe, call_timeout_s)) for tool in menu]
+    if isinstance(given, BaseTool):
+        return given
+    try:
+        made: BaseTool = as_tool(given)
+    except (ValueError, TypeError, AttributeError) as error:  # no docstring, no function at all
+        raise HintRuleError(
+            f"Cannot make a tool of {getattr(given, '__name__', given)!r}: {error} Expected a LangChain tool or a "
+            "function with a docstring and annotated arguments."
+        ) from error
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ a collection.
 from envtune_agents.rollout.aside import set_aside_errors
 from envtune_agents.rollout.collect import Collected, collect, collect_with
 from envtune_agents.rollout.direct import run_directly
-from envtune_agents.rollout.episode import EpisodeOptions, run_episode
+from envtune_agents.rollout.episode import EpisodeOptions, failed_rollout, run_episode
 from envtune_agents.rollout.files import read_rollouts
 from envtune_agents.rollout.lines import from_line, record_schema, to_line
 from envtune_agents.rollout.manifest import ModelPrint, RunManifest, read_manifest, run_manifest, run_settings
@@ -32,6 +32,7 @@ __all__ = [
     "TapeRecorder",
     "collect",
     "collect_with",
+    "failed_rollout",
     "from_line",
     "patient",
     "read_manifest",

@@ -15,12 +15,12 @@ from langchain_core.language_models import BaseChatModel
 from envtune_agents.errors import CollectionError, RecordError, TaskError
 from envtune_agents.hints import as_engine
 from envtune_agents.rollout.bar import collection_bar, show
-from envtune_agents.rollout.episode import EpisodeOptions, one_line, rollout_id, run_episode
+from envtune_agents.rollout.episode import EpisodeOptions, failed_rollout, rollout_id, run_episode
 from envtune_agents.rollout.manifest import run_manifest, write_manifest
 from envtune_agents.rollout.pace import Pace, Straggler
 from envtune_agents.rollout.player import LocalPlayer, Play, Player
 from envtune_agents.rollout.store import RolloutStore
-from envtune_agents.types import Environment, Rollout, StopReason, Task
+from envtune_agents.types import Environment, Rollout, Task
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -194,24 +194,7 @@ class _Run:
         except CollectionError:
             raise
         except Exception as error:
-            return self._failed(task, sample, error)
-
-    def _failed(self, task: Task, sample: int, error: Exception) -> Rollout:
-        return Rollout(
-            rollout_id=rollout_id(task.task_id, self._seed, sample),
-            task_id=task.task_id,
-            category=task.category,
-            seed=self._seed,
-            sample=sample,
-            model=self._model,
-            stage=self._options.get("stage", ""),
-            hint_level=as_engine(self._options.get("hints", 3)).dial.level,
-            turns=(),
-            n_turns=len(task.turns),
-            reward=None,
-            stop_reason=StopReason.ERROR,
-            error=one_line(error),
-        )
+            return failed_rollout(task, error, self._model, seed=self._seed, sample=sample, **self._options)
 
 
 def _settings(seed: int, options: EpisodeOptions) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from envtune_agents.rollout.manifest import model_name as model_name
 from envtune_agents.rollout.record import template_hash_of, timings_of, turns_of, usage_of
 from envtune_agents.rollout.retry import patient
 from envtune_agents.tape import tape_facts
-from envtune_agents.types import Environment, ProgressScorer, Rollout, StopReason, TurnScore
+from envtune_agents.types import Environment, ProgressScorer, Rollout, StopReason, Task, TurnScore
 
 EPISODE_TIMEOUT_S = 1800.0
 _NO_LIMIT = 1_000_000
@@ -102,6 +102,27 @@ async def recorded(
         template_hash=template_hash_of(messages),
     )
     return replace(rollout, tape=tape_facts(rollout, decode=_decoder(model) if rollout.template_hash else None))
+
+
+def failed_rollout(
+    task: Task, error: Exception, model: str, *, seed: int = 0, sample: int = 0, **options: Unpack[EpisodeOptions]
+) -> Rollout:
+    """The record of an episode that could not begin, such as of a task whose environment cannot be made."""
+    return Rollout(
+        rollout_id=rollout_id(task.task_id, seed, sample),
+        task_id=task.task_id,
+        category=task.category,
+        seed=seed,
+        sample=sample,
+        model=model,
+        stage=options.get("stage", ""),
+        hint_level=as_engine(options.get("hints", 3)).dial.level,
+        turns=(),
+        n_turns=len(task.turns),
+        reward=None,
+        stop_reason=StopReason.ERROR,
+        error=one_line(error),
+    )
 
 
 def _graph_states(model: BaseChatModel, environment: Environment, **options: Any) -> AsyncIterator[dict[str, Any]]:

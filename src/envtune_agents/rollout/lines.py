@@ -98,7 +98,8 @@ def _loaded(line: bytes | str) -> Any:
 
 def brief(error: Exception) -> str:
     """The message of an error on one line, at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _without_prompts(rollout: Rollout) -> Rollout:

@@ -9,6 +9,7 @@ Each check raises `ContractError` with every broken promise, one a line; silence
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,19 +18,35 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from envtune_agents.deadline import call_with_deadline
 from envtune_agents.errors import ContractError
+from envtune_agents.hints.wrapped_tools import is_async
 from envtune_agents.progress import checked_score, strict_score
-from envtune_agents.types import Advice, Environment, Forkable, HintRule, ProgressScorer, Scene, Task, TurnEvidence
+from envtune_agents.types import (
+    Advice,
+    Environment,
+    Forkable,
+    HintRule,
+    ProgressScorer,
+    ReadsReplies,
+    RunsCalls,
+    Scene,
+    Task,
+    ToolCall,
+    TurnEvidence,
+)
 
 Calls = Sequence[Sequence[tuple[str, Mapping[str, Any]]]]
 """For each turn, the calls that do what it asks: (tool name, arguments)."""
+_CALL_TIMEOUT_S = 30.0
 
 
 def check_environment(make: Callable[[], Environment], *, solution: Calls | None = None) -> None:
     """Checks the environment that `make` gives: a fresh one for the same task at every call.
 
     With `solution` it is also played: the solution scores 1 in every turn, and leaving out a turn's calls scores less
-    where the turn is judged. An environment with `snapshot` and `fork` is checked for independent copies.
+    where the turn is judged. A tool that raises is a failed call here, as in an episode. An environment with `snapshot`
+    and `fork` is checked for independent copies. What the environment itself raises is raised as it is.
     """
     _raise("environment", _environment_problems(make, solution))
 
@@ -75,24 +92,65 @@ def _environment_problems(make: Callable[[], Environment], solution: Calls | Non
         yield "two episodes without a call leave different evidence: the world is not deterministic"
     if isinstance(first, Forkable):
         yield from _fork_problems(make)
-    if solution is not None:
+    if solution is not None and (unplayable := _unplayable(solution)):
+        yield unplayable
+    elif solution is not None:
         yield from _solution_problems(make, solution)
 
 
 def _played(
-    environment: Environment, task: Task, solution: Calls | None, skip: int = -1
+    environment: Environment, task: Task, solution: Calls | None, skip: int = -1, failed: list[str] | None = None
 ) -> Iterator[tuple[list[BaseTool], TurnEvidence]]:
-    """Each turn's tools and evidence, with the solution's calls made where there is one, save those of turn `skip`."""
+    """Each turn's tools and evidence, with the solution's calls made where there is one, save those of turn `skip`.
+
+    Calls that fail are named in `failed`.
+    """
     for turn in range(len(task.turns) + 1):
         if not isinstance(environment.open_turn(), str):
             return
         tools = list(environment.tools())
         calls = solution[turn] if solution is not None and turn < len(solution) and turn != skip else ()
         for name, args in calls:
-            tool = next((tool for tool in environment.tools() if tool.name == name), None)
-            if tool is not None:
-                tool.invoke(dict(args))
+            trouble = _trouble(environment, name, args)
+            if trouble and failed is not None:
+                failed.append(f"{name!r} {trouble}")
+        if isinstance(environment, ReadsReplies):
+            environment.read_reply("")
         yield tools, environment.close_turn()
+
+
+def _trouble(environment: Environment, name: str, args: Mapping[str, Any]) -> str:
+    """Makes one call; why it failed, or "" when it ran."""
+    try:
+        if isinstance(environment, RunsCalls):
+            environment.run_call(ToolCall(name, dict(args)))
+            return ""
+        tool = next((tool for tool in environment.tools() if getattr(tool, "name", "") == name), None)
+        if tool is None:
+            return "is not among the visible tools"
+        _call(tool, dict(args))
+    except Exception as error:  # a tool may raise: in an episode that is a failed call
+        return f"raises {type(error).__name__}: {error}"
+    return ""
+
+
+def _call(tool: BaseTool, args: dict[str, Any]) -> None:
+    if is_async(tool):
+        call_with_deadline(lambda: asyncio.run(tool.ainvoke(args)), _CALL_TIMEOUT_S)  # on a thread: a loop may run here
+    else:
+        tool.invoke(args)
+
+
+def _unplayable(solution: Calls) -> str:
+    """What keeps a solution from being played, or ""."""
+    for turn, calls in enumerate(solution):
+        for call in calls:
+            if not isinstance(call, tuple | list) or len(call) != 2 or not isinstance(call[1], Mapping):
+                return (
+                    f"solution holds for each turn a list of (tool name, arguments), such as [[('dim', {{'percent': "
+                    f"50}})]]; turn {turn} has {call!r}"
+                )
+    return ""
 
 
 def _turn_problems(turns: Sequence[tuple[list[BaseTool], TurnEvidence]], task: Task) -> Iterator[str]:
@@ -114,13 +172,17 @@ def _turn_problems(turns: Sequence[tuple[list[BaseTool], TurnEvidence]], task: T
 
 
 def _tool_problems(tools: Sequence[BaseTool], turn: int) -> Iterator[str]:
+    foreign = [tool for tool in tools if not isinstance(tool, BaseTool)]
+    for tool in foreign:
+        yield (
+            f"turn {turn}: tools() gives LangChain tools, got {tool!r}; wrap a function by StructuredTool.from_function"
+        )
+    if foreign:
+        return
     names = [tool.name for tool in tools]
     if len(set(names)) < len(names):
         yield f"turn {turn}: two tools have one name"
     for tool in tools:
-        if not isinstance(tool, BaseTool):
-            yield f"turn {turn}: tools() gives LangChain tools, got {type(tool).__name__}"
-            continue
         if not tool.description:
             yield f"tool {tool.name!r} has no description, which is all a model sees of it"
         try:
@@ -149,14 +211,18 @@ def _fork_problems(make: Callable[[], Environment]) -> Iterator[str]:
 
 
 def _solution_problems(make: Callable[[], Environment], solution: Calls) -> Iterator[str]:
-    task = make().task
-    for index, (_, evidence) in enumerate(_played(make(), task, solution)):
+    task, failed = make().task, list[str]()
+    played = [evidence for _, evidence in _played(make(), task, solution, failed=failed)]
+    if not all(isinstance(evidence, TurnEvidence) for evidence in played):
+        return  # named already
+    for index, evidence in enumerate(played):
         score = checked_score(strict_score, evidence).value
         if score != 1.0:
-            yield f"its own solution scores {score} in turn {index}, expected 1"
+            why = f" ({'; '.join(failed)})" if failed else ""
+            yield f"its own solution scores {score} in turn {index}, expected 1{why}"
     for skip in (turn for turn, calls in enumerate(solution) if calls):
-        played = list(_played(make(), task, solution, skip))
-        if skip < len(played) and played[skip][1].judged and strict_score(played[skip][1]).value == 1.0:
+        without = [evidence for _, evidence in _played(make(), task, solution, skip)]
+        if skip < len(without) and without[skip].judged and strict_score(without[skip]).value == 1.0:
             yield f"turn {skip} scores 1 although its calls were left out"
 
 

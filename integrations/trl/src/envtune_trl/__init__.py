@@ -5,9 +5,10 @@ and the trained weights. Episodes are the library's LangGraph ones; TRL computes
 """
 
 from envtune_agents.curriculum import Trained
-from envtune_trl.progress import Table
+from envtune_trl.processes import speaks
 from envtune_trl.rollouts import EpisodeRollouts, task_dataset
 from envtune_trl.settings import TrainSettings
+from envtune_trl.table import Table
 from envtune_trl.training import train
 
-__all__ = ["EpisodeRollouts", "Table", "TrainSettings", "Trained", "task_dataset", "train"]
+__all__ = ["EpisodeRollouts", "Table", "TrainSettings", "Trained", "speaks", "task_dataset", "train"]

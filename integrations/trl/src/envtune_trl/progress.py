@@ -1,11 +1,14 @@
-"""What happens while a stage trains: validation, the curriculum's decision, the live table, the guard against NaN."""
+"""What happens while a stage trains: validation, the curriculum's decision, the metrics, the guard against NaN.
+
+Where several processes train, all of them see the same numbers and decide alike; the first one writes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,77 +16,16 @@ from typing import Any
 
 from envtune_agents.curriculum import Curriculum, Decision, Evaluation, LearningSignal, Move, Silence
 from envtune_agents.types import Task
-from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily, summary_of
+from envtune_trl.processes import Processes
+from envtune_trl.rollouts import EpisodeRollouts, evaluate_greedily
 from envtune_trl.settings import TrainSettings
+from envtune_trl.table import Table, cells_of
+from envtune_trl.tally import means, tally_of
 
 METRICS = "metrics.jsonl"
 """File of a stage with one line for each training step."""
-DIFFICULTY = "difficulty.json"
-"""File of a stage in which its `DifficultyController` is kept."""
-COLUMNS = (
-    "stage",
-    "step",
-    "reward",
-    "progress",
-    "solved",
-    "hints",
-    "uptake",
-    "format errors",
-    "mixed",
-    "grad norm",
-    "kl",
-)
-
 COLD_START = "Warm the model up: --warm-up auto, or --warm-up rollouts.jsonl with good rollouts."
 """What to do with a model that cannot begin."""
-
-
-class Table:
-    """Prints one line for each training step and each decision; a terminal gets a live table instead."""
-
-    def __init__(self, console: Any = None) -> None:
-        self._console = console
-        self._live: Any = None
-        self._rows: list[list[str]] = []
-        self._note = ""
-
-    def start(self) -> None:
-        """Shows the table from now on."""
-        if self._console is not None and self._console.is_terminal:
-            from rich.live import Live
-
-            self._live = Live(console=self._console, refresh_per_second=2)
-            self._live.start()
-
-    def stop(self) -> None:
-        """Leaves the table as it stands."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def add(self, cells: Sequence[str]) -> None:
-        """One training step."""
-        self._rows.append(list(cells))
-        self._show(" ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True)))
-
-    def note(self, text: str) -> None:
-        """A decision or an event, in words."""
-        self._note = text
-        self._show(text)
-
-    def _show(self, line: str) -> None:
-        if self._live is not None:
-            self._live.update(self._drawn())
-        elif self._console is not None:
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-    def _drawn(self) -> Any:
-        from rich.table import Table as RichTable
-
-        table = RichTable(*COLUMNS, box=None, caption=self._note, caption_justify="left")
-        for row in self._rows[-20:]:
-            table.add_row(*row)
-        return table
 
 
 @dataclass(slots=True)
@@ -95,13 +37,24 @@ class StageProgress:
     held_out: Sequence[Task]
     settings: TrainSettings
     table: Table
-    signal: LearningSignal = field(default_factory=LearningSignal)
+    save: Callable[[], object]
+    """Writes the weights as they are; called before the curriculum records that the stage is over, so that a run that
+    is killed in between has lost nothing."""
+    known: Sequence[Mapping[str, Any]] = ()
+    """The metrics of a stopped stage that goes on."""
     may_warm_up: bool = False
     """Whether training ends when the model cannot begin, for a warm-up."""
+    report: Callable[[dict[str, float]], object] = field(default=lambda numbers: None)
+    """Where a validation's numbers go, beside the curriculum: the trainer's own log."""
     move: Move = Move.STAY
     cold: Silence | None = None
     """Why training was ended for a warm-up."""
-    _norms: list[float] = field(default_factory=list)
+    _signal: LearningSignal = field(init=False)
+    _steps: list[Mapping[str, Any]] = field(init=False)
+    """Metrics of the steps so far."""
+
+    def __post_init__(self) -> None:
+        self._signal, self._steps = signal_of(self.known), list(self.known)
 
     @property
     def steps(self) -> int:
@@ -111,12 +64,16 @@ class StageProgress:
 
     @property
     def silent(self) -> bool:
-        """Whether every group's rewards were equal in the last step: then no weight may move.
+        """Whether every group's rewards were equal in the last step, in all processes: then no weight may move.
 
         What such a step has for a gradient is the entropy bonus and the KL, and Adam, which divides by the size of
         the gradients that it has seen, would make a stride of them.
         """
         return bool(self.rollouts.notes) and self.rollouts.notes[-1]["mixed_groups"] == 0
+
+    @property
+    def _processes(self) -> Processes:
+        return self.rollouts.processes
 
     def callback(self) -> Any:
         """The transformers callback that does it."""
@@ -138,7 +95,7 @@ class StageProgress:
             ) -> None:
                 step = state.global_step
                 if "grad_norm" not in (logs or {}):
-                    return  # the summary at the end of training
+                    return  # the summary at the end of training, or a validation
                 progress.logged(step, dict(logs), control, Path(args.output_dir))
                 due = step % progress.settings.evaluate_every == 0 or step >= progress.steps
                 if due and progress.move is Move.STAY and progress.cold is None:
@@ -158,15 +115,16 @@ class StageProgress:
             "reward": logs.get("reward"),
             "kl": logs.get("kl"),
             **note,
+            **({"successes": self.rollouts.successes} if self.rollouts.successes else {}),
         }
-        with (folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.rollouts.difficulty is not None:
-            part = folder / f"{DIFFICULTY}.part"
-            part.write_text(json.dumps(self.rollouts.difficulty.state()), encoding="utf-8")
-            os.replace(part, folder / DIFFICULTY)  # whole, whenever the run is killed
-        self.table.add([_cell(record, name) for name in COLUMNS])
-        self._norms.append(norm)
+        self._steps.append(record)
+        if self._processes.first:
+            with (folder / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        seen = self.curriculum.evaluations
+        last = {"validation": seen[-1].score, "hint_gap": seen[-1].hint_gap} if seen else {}
+        self.table.add(cells_of({**record, **last}))
+        self.table.bar(f"{self.rollouts.stage.name}, steps", step, self.steps)
         if not math.isfinite(norm) or not math.isfinite(loss):
             self._decide(Evaluation(step, 0.0, (float("nan"),)), control)
         elif note:
@@ -174,14 +132,15 @@ class StageProgress:
 
     def _listen(self, step: int, mixed_groups: float, reward: float, control: Any) -> None:
         """Says when a step taught nothing; a finding is recorded, or ends training for a warm-up."""
-        silence = self.signal.observe(step, mixed_groups, reward)
+        silence = self._signal.observe(step, mixed_groups, reward)
         if silence is None:
             return
-        if not self.signal.finding(silence):
+        if not self._signal.finding(silence):
             self.table.note(str(silence))
         elif silence.cold and self.may_warm_up:
             self.cold = silence
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = False  # killed before the warm-up is made, the run finds out once more
         else:
             self.table.note(str(self.curriculum.remark(step, str(silence), silence.advice(COLD_START))))
 
@@ -198,39 +157,52 @@ class StageProgress:
         gap = self._validate(stage.hint_level)["progress"] - plain["progress"] if stage.augmented else None
         if was_training:
             model.train()
-        recent = self.rollouts.notes[-self.settings.evaluate_every :]
+        told = {"solved": plain["solved"], "progress": plain["progress"], "hint_gap": gap}
+        self.report({f"eval_{name}": value for name, value in told.items() if value is not None})
+        since = [record for record in self._steps if not seen or record["step"] > seen[-1].step]
         self._decide(
             Evaluation(
                 step=step,
                 score=plain["solved"],
-                grad_norms=tuple(self._norms),
-                success=_mean([note["solved"] for note in recent]),
-                mixed_groups=_mean([note["mixed_groups"] for note in recent]),
+                grad_norms=tuple(record["grad_norm"] for record in since if record.get("mixed_groups")),
+                success=_mean(since, "solved"),
+                mixed_groups=_mean(since, "mixed_groups"),
                 hint_gap=gap,
             ),
             control,
         )
-        self._norms.clear()
 
     def _validate(self, level: int) -> dict[str, float]:
         rollouts = evaluate_greedily(
             self.rollouts.engine,
-            self.held_out,
+            self._processes.share(self.held_out),
             self.rollouts.source,
             self.settings,
             level=level,
             stage=self.rollouts.stage.name,
+            told=lambda done, total: self.table.bar("validation, episodes", done, total),
         )
-        return summary_of(rollouts)
+        return means(self._processes.from_all(tally_of(rollouts)))
 
     def _decide(self, evaluation: Evaluation, control: Any) -> Decision:
+        if self.curriculum.leaves(evaluation):
+            self.save()
         decision = self.curriculum.observe(evaluation)
         self.move = decision.move
         self.table.note(f"validation {evaluation.score:.3f}. {decision}")
         if decision.move is not Move.STAY:
-            control.should_save = decision.move is not Move.STOP  # broken weights must not become the newest checkpoint
+            control.should_save = False  # the weights are written, or broken
             control.should_training_stop = True
         return decision
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a stage's steps; a line that a kill cut off is passed over."""
+    path, records = folder / METRICS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def rewind(folder: Path, step: int) -> None:
@@ -238,42 +210,23 @@ def rewind(folder: Path, step: int) -> None:
     path = folder / METRICS
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
     part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
+    kept = [record for record in metrics_of(folder) if record["step"] <= step]
+    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(part, path)
 
 
-def known_signal(folder: Path) -> LearningSignal:
+def signal_of(records: Sequence[Mapping[str, Any]]) -> LearningSignal:
     """The signal as a stopped stage's metrics leave it, so that a stage that has learnt something is never cold."""
     signal = LearningSignal()
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines() if (folder / METRICS).exists() else []
-    for line in lines:
-        with suppress(ValueError):  # a kill cut it off
-            record = json.loads(line)
-            if record.get("mixed_groups") is not None:
-                silence = signal.observe(record["step"], record["mixed_groups"], record["reward"] or 0.0)
-                if silence is not None:
-                    signal.finding(silence)
+    for record in records:
+        if record.get("mixed_groups") is not None:
+            silence = signal.observe(record["step"], record["mixed_groups"], record["reward"] or 0.0)
+            if silence is not None:
+                signal.finding(silence)
     return signal
 
 
-_FIELDS = {
-    "uptake": "hint_uptake",
-    "format errors": "format_errors",
-    "mixed": "mixed_groups",
-    "grad norm": "grad_norm",
-}
-
-
-def _cell(record: dict[str, Any], column: str) -> str:
-    value = record.get(_FIELDS.get(column, column))
-    return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
-
-
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [record[name] for record in records if record.get(name) is not None]
     return sum(values) / len(values) if values else None

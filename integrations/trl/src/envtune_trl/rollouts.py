@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from statistics import mean
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-from pydantic import PrivateAttr
-
-from envtune_agents import ChatTransformers, run_episode
-from envtune_agents.chat_model import TokenEngine
 from envtune_agents.curriculum import DifficultyController, Stage
 from envtune_agents.engine import Engine
-from envtune_agents.errors import EngineError, ScorerError
-from envtune_agents.progress import PROGRESS_REWARD, RewardMix
+from envtune_agents.errors import ScorerError, TaskError
 from envtune_agents.tape import TapeBranch, tape_of
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import Rollout, Task
+from envtune_trl.episodes import LimitedEngine, PolicyModel, Told, play_at_once, play_episode
+from envtune_trl.processes import ALONE, Processes
 from envtune_trl.settings import TrainSettings
+from envtune_trl.tally import means, tally_of
 
 PROMPT_TASK_KEY = "task_id"
 """Key of the prompt's message that names the task; TRL hands messages on as they are."""
-
-
-class PolicyModel(ChatTransformers):
-    """The chat model over weights that are being trained: its engine runs the trainer's own model."""
-
-    _trained: Any = PrivateAttr(default=None)
-
-    @classmethod
-    def over(cls, engine: TokenEngine, **settings: Any) -> PolicyModel:
-        """A chat model whose replies `engine` decodes."""
-        model = cls(model="policy", **settings)
-        model._trained = engine
-        return model
-
-    @property
-    def engine(self) -> Any:
-        """The engine around the trainer's model."""
-        if self._trained is None:
-            raise EngineError("This chat model belongs to a training run; make it with PolicyModel.over(engine).")
-        return self._trained
 
 
 def task_dataset(tasks: Sequence[Task]) -> Any:
@@ -61,8 +38,9 @@ def task_dataset(tasks: Sequence[Task]) -> Any:
 class EpisodeRollouts:
     """A `rollout_func` for TRL's GRPOTrainer that plays the library's episodes.
 
-    All episodes of a step run at the same time, so that the engine decodes them as one batch. TRL takes one row for
-    each prompt: of a rollout with several branches, sample i of a group trains branch i modulo their number.
+    All episodes of a step run at the same time, so that the engine decodes them as one batch; each ends where the
+    stage's limits do. Where the trainer evaluates, they are greedy and without hints. TRL takes one row for each
+    prompt: of a rollout with several branches, sample i of a group trains branch i modulo their number.
     """
 
     engine: Engine
@@ -76,20 +54,39 @@ class EpisodeRollouts:
     """Chooses each task's hint level in an augmented stage; without one the stage's own level holds."""
     notes: list[dict[str, float]] = field(default_factory=list)
     """One summary for each generation."""
+    successes: dict[str, float] = field(default_factory=dict)
+    """Mean turn score of each group of the last generation, by task: what `difficulty` was told."""
     on_rollouts: Callable[[Sequence[Rollout]], None] | None = None
+    """Is given the rollouts of each step that this process has played."""
+    told: Told | None = None
+    """Is told of each finished episode of a step."""
+    processes: Processes = ALONE
+    """Each plays whole groups; hint levels and notes are those of all."""
     generation: int = 0
+    """Steps so far; with the seed it decides what is sampled."""
 
     def __call__(self, prompts: Sequence[Sequence[Mapping[str, Any]]], trainer: Any) -> dict[str, list[Any]]:
         """TRL's contract: prompt ids, completion ids and logprobs for each prompt, the loss mask, and the rewards."""
-        model = trainer.model
-        was_training = model.training
+        tasks, model = [self._task(prompt) for prompt in prompts], trainer.model
+        if not model.training:  # the trainer's own evaluation
+            rollouts = evaluate_greedily(self.engine, tasks, self.source, self.settings, stage=self.stage.name)
+            return {**self.rows(rollouts), "notes": [self._summary(rollouts)] * len(rollouts)}
         self.generation = int(trainer.state.global_step)  # so that a resumed run draws other samples than before
         model.eval()
         try:
-            rollouts = self.play([self.tasks[prompt[-1][PROMPT_TASK_KEY]] for prompt in prompts])
+            rollouts = self.play(tasks)
         finally:
-            model.train(was_training)
+            model.train()
         return {**self.rows(rollouts), "notes": [self.notes[-1]] * len(rollouts)}
+
+    def _task(self, prompt: Sequence[Mapping[str, Any]]) -> Task:
+        task_id = str(prompt[-1].get(PROMPT_TASK_KEY))
+        if task_id not in self.tasks:
+            raise TaskError(
+                f"A prompt names the task {task_id!r}, which is not among the {len(self.tasks)} of these rollouts. "
+                "Make the trainer's dataset with task_dataset, from the same tasks."
+            )
+        return self.tasks[task_id]
 
     def play(self, tasks: Sequence[Task]) -> list[Rollout]:
         """One sampled rollout for each entry of `tasks`, in order; a repeated task is another sample of it."""
@@ -100,7 +97,7 @@ class EpisodeRollouts:
         for task in tasks:
             jobs.append((task, seen[task.task_id]))
             seen[task.task_id] += 1
-        rollouts = run_coroutine(self._play_all(jobs))
+        rollouts = self._play_all(jobs)
         self._observe(rollouts)
         return rollouts
 
@@ -108,7 +105,7 @@ class EpisodeRollouts:
         """The level of the dial for a task."""
         if self.difficulty is None or not self.stage.augmented:
             return self.stage.hint_level
-        return min(self.difficulty.level(task.task_id), self.stage.hint_level)
+        return self.difficulty.level(task.task_id)
 
     def rows(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
         """The rollouts as TRL wants them; a rollout without a reward gets None and teaches nothing."""
@@ -130,7 +127,7 @@ class EpisodeRollouts:
             rows["logprobs"].append(logprobs)
             rows["env_mask"].append(mask)
             rows["reward"].append(None if rollout.error or branch is None else self.stage.reward(rollout))
-        if rollouts and not trainable:
+        if rollouts and not sum(self.processes.from_all(trainable)):
             errors = Counter(rollout.error or rollout.stop_reason.value for rollout in rollouts)
             raise ScorerError(
                 f"None of {len(rollouts)} rollouts holds a token to train on; they ended with: "
@@ -139,15 +136,20 @@ class EpisodeRollouts:
             )
         return rows
 
-    async def _play_all(self, jobs: Sequence[tuple[Task, int]]) -> list[Rollout]:
-        model = PolicyModel.over(
-            self.engine, temperature=self.settings.temperature, max_tokens=self.settings.max_tokens
-        )
-        seed = self.settings.seed + self.generation
-        play = partial(play_episode, model, self.source, self.settings, stage=self.stage.name, seed=seed)
-        return await at_once(
-            self.settings.concurrency, [partial(play, task, self.level(task), sample=sample) for task, sample in jobs]
-        )
+    def _play_all(self, jobs: Sequence[tuple[Task, int]]) -> list[Rollout]:
+        options = {"stage": self.stage.name, "seed": self.settings.seed + self.generation}
+        episodes = []
+        for task, sample in jobs:
+            model = PolicyModel.over(
+                LimitedEngine(self.engine, self.stage),
+                temperature=self.settings.temperature,
+                max_tokens=self.settings.max_tokens,
+            )
+            level = self.level(task)
+            episodes.append(
+                partial(play_episode, model, self.source, self.settings, task, level, sample=sample, **options)
+            )
+        return play_at_once(self.settings.concurrency, episodes, self.told)
 
     def _observe(self, rollouts: Sequence[Rollout]) -> None:
         if self.difficulty is not None and self.stage.augmented:
@@ -155,11 +157,16 @@ class EpisodeRollouts:
             for rollout in rollouts:
                 if rollout.reward is not None:
                     groups.setdefault(rollout.task_id, []).append(rollout.reward)
-            for task_id, rewards in groups.items():
-                self.difficulty.observe(task_id, rewards)
-        self.notes.append(summary_of(rollouts, self.stage.reward))
+            parts = self.processes.from_all({task_id: mean(rewards) for task_id, rewards in groups.items()})
+            self.successes = {task_id: success for part in parts for task_id, success in part.items()}
+            for task_id, success in self.successes.items():
+                self.difficulty.observe(task_id, [success])
+        self.notes.append(self._summary(rollouts))
         if self.on_rollouts:
             self.on_rollouts(rollouts)
+
+    def _summary(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        return means(self.processes.from_all(tally_of(rollouts, self.stage.reward)))
 
 
 def reward_from_rollouts(
@@ -184,95 +191,15 @@ def evaluate_greedily(
     *,
     level: int = 0,
     stage: str = "",
+    told: Told | None = None,
 ) -> list[Rollout]:
     """One greedy rollout of each task, with hints of a level of the dial."""
     engine.clear_cache()
     model = PolicyModel.over(engine, temperature=0.0, max_tokens=settings.max_tokens)
     play = partial(play_episode, model, source, settings, level=level, stage=stage)
-    return run_coroutine(at_once(settings.concurrency, [partial(play, task) for task in tasks]))
-
-
-async def play_episode(
-    model: BaseChatModel,
-    source: TaskSource,
-    settings: TrainSettings,
-    task: Task,
-    level: int = 0,
-    **options: Any,
-) -> Rollout:
-    """One episode under the source's own terms, as in evaluation and deployment; `options` are `run_episode`'s."""
-    return await run_episode(
-        model,
-        source.environment(task),
-        hints=source.hint_engine(level),
-        scorer=source.scorer,
-        malformed_ends_turn=source.malformed_ends_turn,
-        max_steps=settings.max_steps_per_turn,
-        **options,
-    )
-
-
-async def at_once(most: int, episodes: Iterable[Callable[[], Coroutine[Any, Any, Rollout]]]) -> list[Rollout]:
-    """The rollouts in order, with at most `most` episodes at the same time."""
-    open_places = asyncio.Semaphore(most)
-
-    async def one(episode: Callable[[], Coroutine[Any, Any, Rollout]]) -> Rollout:
-        async with open_places:
-            return await episode()
-
-    return list(await asyncio.gather(*map(one, episodes)))
-
-
-def summary_of(rollouts: Sequence[Rollout], reward: RewardMix = PROGRESS_REWARD) -> dict[str, float]:
-    """What a step's rollouts add up to: progress, success, hints, failures, and the share of groups in which `reward`
-    differs."""
-    from envtune_agents.summary import CategoryTotals
-
-    total = CategoryTotals()
-    for rollout in rollouts:
-        total.add(rollout)
-    scored = [rollout.reward for rollout in rollouts if rollout.reward is not None]
-    groups: dict[str, set[float]] = {}
-    for rollout in rollouts:
-        if rollout.reward is not None:
-            groups.setdefault(rollout.task_id, set()).add(reward(rollout))
-    n = max(len(rollouts), 1)
-    malformed = sum(
-        failure.kind.value == "malformed_call"
-        for rollout in rollouts
-        for turn in rollout.turns
-        for step in turn.steps
-        for outcome in step.outcomes
-        if (failure := outcome.failure) is not None
-    )
-    tapes = [tape_of(rollout) for rollout in rollouts]
-    return {
-        "progress": sum(scored) / max(len(scored), 1),
-        "solved": total.solved / n,
-        "errors": total.errors / n,
-        "calls": total.calls / n,
-        "failed_calls": total.failures / max(total.calls, 1),
-        "format_errors": malformed / max(total.calls, 1),
-        "hints": total.hints / n,
-        "hint_uptake": total.fixed / max(total.hints, 1),
-        "mixed_groups": sum(len(values) > 1 for values in groups.values()) / max(len(groups), 1),
-        "branches": sum(len(tape.branches) for tape in tapes) / n,
-        "drifted": sum(tape.drifted for tape in tapes) / n,
-    }
+    return play_at_once(settings.concurrency, [partial(play, task) for task in tasks], told)
 
 
 def _branch(rollout: Rollout) -> TapeBranch | None:
     branches = [branch for branch in tape_of(rollout).branches if any(branch.on_policy_mask)]
     return branches[rollout.sample % len(branches)] if branches else None
-
-
-def run_coroutine(work: Coroutine[Any, Any, list[Rollout]]) -> list[Rollout]:
-    """The result of a coroutine, from code that has no event loop of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:  # a notebook has a loop already
-        return pool.submit(asyncio.run, work).result()

@@ -47,12 +47,18 @@ class TrainSettings(LearningSettings):
             raise CurriculumError(f"Precision {self.precision} trains only an adapter: give lora a rank, such as 16.")
         self._at_least_one("micro_batch", "concurrency", "keep_checkpoints")
 
-    def grpo_options(self, stage: Stage, folder: Path, steps: int) -> dict[str, Any]:
+    def grpo_options(self, stage: Stage, folder: Path, steps: int, processes: int = 1) -> dict[str, Any]:
         """Keywords of TRL's `GRPOConfig` for one stage; `stage` has this run's batch sizes already.
 
-        One optimizer step uses all rollouts of one generation: verl's loss and gradient, as the tests check.
+        One optimizer step uses all rollouts of one generation: verl's loss and gradient, as the tests check. Each of
+        the `processes` plays whole groups. Raises `CurriculumError` when they cannot share the tasks of a step.
         """
-        rows = stage.prompts * stage.samples
+        if stage.prompts % processes:
+            raise CurriculumError(
+                f"Stage {stage.name!r} plays {stage.prompts} tasks in a step, which {processes} processes cannot share "
+                f"evenly. Set prompts to a multiple of {processes}, or start another number of processes."
+            )
+        rows = stage.prompts * stage.samples // processes
         micro = math.gcd(rows, self.micro_batch)
         return {
             "output_dir": str(folder),

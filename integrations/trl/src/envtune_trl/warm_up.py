@@ -24,8 +24,8 @@ from envtune_agents.tape import branches_of
 from envtune_agents.task_source import TaskSource
 from envtune_agents.types import Rollout, Task
 from envtune_agents.weights import Weights
+from envtune_trl.episodes import PolicyModel, play_at_once, play_episode
 from envtune_trl.imitation import imitate_rows
-from envtune_trl.rollouts import PolicyModel, at_once, play_episode, run_coroutine
 from envtune_trl.settings import TrainSettings
 from envtune_trl.weights import Policy, load_policy, save_policy, weights_in
 
@@ -150,11 +150,9 @@ def _played(
         "first_step_calls": not solved,
     }
     try:
-        return run_coroutine(
-            at_once(
-                settings.concurrency,
-                [partial(play_episode, player(task), source, settings, task, **options) for task in tasks],
-            )
+        return play_at_once(
+            settings.concurrency,
+            [partial(play_episode, player(task), source, settings, task, **options) for task in tasks],
         )
     finally:
         if engine is not None:

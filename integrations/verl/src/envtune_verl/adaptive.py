@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from envtune_agents.curriculum import DifficultyController, Stage
@@ -16,20 +17,25 @@ DIFFICULTY = "difficulty.json"
 
 
 class AdaptiveHelp:
-    """The `DifficultyController` of an augmented stage, moved after each chunk."""
+    """The `DifficultyController` of an augmented stage, moved after each chunk, up to the stage's own level.
 
-    def __init__(self, folder: StageFolder, stage: Stage) -> None:
-        self._folder, self._stage = folder, stage
+    It begins with what the stages `before` it found out.
+    """
+
+    def __init__(self, folder: StageFolder, stage: Stage, before: Sequence[StageFolder] = ()) -> None:
+        self._folder = folder
         self._path = folder.path / DIFFICULTY
-        self._step = 0
-        self._controller = DifficultyController(start=stage.hint_level)
-        if self._path.exists():
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            self._step, self._controller = known["step"], DifficultyController.at(known["controller"])
+        self._step, limit = 0, stage.hint_level
+        state = DifficultyController().state()
+        for earlier in (*before, folder):
+            if (path := earlier.path / DIFFICULTY).exists():
+                known = json.loads(path.read_text(encoding="utf-8"))
+                state, self._step = known["controller"], known["step"] if earlier == folder else 0
+        self._controller = DifficultyController.at({**state, "start": limit, "ceiling": limit})
 
     def level(self, task: Task) -> int:
-        """The task's level for the next chunk, up to the stage's."""
-        return min(self._controller.level(task.task_id), self._stage.hint_level)
+        """The task's level for the next chunk."""
+        return self._controller.level(task.task_id)
 
     def next_chunk(self, log: Path) -> Help:
         """The help of the chunk whose metrics go to `log`."""

@@ -45,8 +45,9 @@ class RunPlan:
         validation: Sequence[Task] | None,
     ) -> Self:
         """The plan; `tasks` and `validation` replace all of their splits. Raises what is wrong with any of it."""
-        load = find_task_source(source).load
-        training, held_out, split = split_tasks(load, settings.validation_tasks, tasks=tasks, validation=validation)
+        training, held_out, split = split_tasks(
+            find_task_source(source), settings.validation_tasks, tasks=tasks, validation=validation
+        )
         budgeted = tuple(with_budget(settings.stage(stage), training) for stage in stages)
         for stage in budgeted:
             _check_divisible(stage, settings)

@@ -192,7 +192,8 @@ class _Run:
         if index:
             self._merged(index - 1, lock)
         folder = self._write(stage, index)
-        help_ = AdaptiveHelp(folder, stage) if self.adaptive and stage.augmented else None
+        before = [self._stage_folder(earlier) for earlier in range(index)]
+        help_ = AdaptiveHelp(folder, stage, before) if self.adaptive and stage.augmented else None
         chunks = Chunks(self.plan, stage, folder, self.table, lock, self._preparation(folder, index, help_))
         while self.curriculum.stage_index == index:
             seen = self.curriculum.evaluations
