@@ -19,8 +19,8 @@ HEAVY = ("torch", "transformers", "langgraph", "langchain", "langchain_core", "p
 # The stations in travel order: each may import those before it. `testing` is a double of what stands before it.
 STATIONS = [
     "errors", "types", "tape", "deadline", "tool_schema", "weights", "qwen", "grammar", "engine", "chat_model",
-    "hint_rules", "hints", "progress", "graph", "playground", "testing", "rollout", "task_source", "curriculum", "summary",
-    "export", "view", "evaluate", "pytest_plugin", "ledger", "mining", "counterfactual", "hint_writer",
+    "hint_rules", "hints", "progress", "graph", "playground", "testing", "rollout", "task_source", "curriculum",
+    "summary", "export", "view", "evaluate", "pytest_plugin", "ledger", "mining", "counterfactual", "hint_writer",
     "call_text", "play", "doctor", "serve", "cli", "__main__",
 ]  # fmt: skip
 

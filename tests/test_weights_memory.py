@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from envtune_agents.cli import app
 from envtune_agents.errors import WeightsError
+from envtune_agents.testing import tiny_qwen
 from envtune_agents.weights import context_length, load, load_weights, memory_report
 
 torch = pytest.importorskip("torch")
@@ -149,3 +150,18 @@ def test_the_report_of_packed_weights_counts_what_they_take(
     assert need.weights == own + sum(parameter.nbytes for parameter in model.parameters())
     cache = model(torch.zeros(1, 7, dtype=torch.long), use_cache=True).past_key_values
     assert need.cache_per_token == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) // 7
+
+
+@pytest.mark.parametrize("header", ["", "[]", '{"a": 1}'])
+def test_a_damaged_safetensors_file_is_said(tmp_path: Path, header: str) -> None:
+    damaged = struct.pack("<Q", len(header)) + header.encode()
+    (tiny_qwen(tmp_path) / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(WeightsError, match="damaged"):
+        memory_report(str(tmp_path))
+
+
+def test_a_safetensors_file_that_was_cut_off_is_said(tmp_path: Path) -> None:
+    file = tiny_qwen(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="damaged"):
+        memory_report(str(tmp_path))

@@ -83,7 +83,9 @@ def tensors_of(source: WeightsSource) -> list[Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(source.folder.glob("*.safetensors")):
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= file.stat().st_size:
+                raise ValueError(f"{file.name} is no safetensors file, or a damaged one")
             header = json.loads(stream.read(length))
         for name, facts in header.items():
             if name != "__metadata__":

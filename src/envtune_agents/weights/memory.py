@@ -64,7 +64,7 @@ def memory_report(model: str | Path, *, context: int | None = None, conversation
         raise WeightsError(f"'{model}' is not on this disk, so its headers cannot be read. Download it. {ACCEPTED}")
     try:
         shape, tensors = shape_of(source), tensors_of(source)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"The headers of '{model}' do not say its sizes ({type(error).__name__}: {error}). The checkpoint is "
             "damaged or of an architecture without num_hidden_layers, hidden_size and num_attention_heads."
