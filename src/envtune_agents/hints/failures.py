@@ -73,7 +73,8 @@ def _may_say_no(text: str) -> bool:
         "rror" in text  # error, errors, isError, Error
         or "status" in text
         or "success" in text
-        or "ok" in text
+        or 'ok"' in text
+        or "ok'" in text
         or (text[0] == "[" and "error" in text.lower())
     )
 
