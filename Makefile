@@ -48,7 +48,7 @@ test: $(VENV)/installed
 
 test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -p no:cacheprovider integrations/trl/tests/long_training.py integrations/trl/tests/long_smollm2.py \
-	  integrations/trl/tests/long_processes.py
+	  integrations/trl/tests/long_processes.py tests/long_tuned_model.py
 	ENVTUNE_EXAMPLES=all $(BIN)/python -m pytest -p no:cacheprovider tests/test_examples.py tests/test_docs.py
 
 ablation: $(VENV)/installed
