@@ -47,7 +47,9 @@ def test_groups_are_told_apart_by_the_stages_own_reward(model: Path) -> None:
     assert means([tally_of(pair, FORMAT_REWARD)])["mixed_groups"] == 1.0
     assert means([tally_of(pair, RewardMix(progress=1.0))])["mixed_groups"] == 0.0
     without_tokens = replace(rollout, turns=(replace(silent, steps=()),))
-    assert means([tally_of([pair[0], without_tokens], FORMAT_REWARD)])["mixed_groups"] == 0.0
+    told = means([tally_of([pair[0], without_tokens], FORMAT_REWARD)])
+    assert told["mixed_groups"] == 0.0
+    assert told["reward_format"] == FORMAT_REWARD(pair[0]) > 0  # the mean over what is trained on
 
 
 def test_rollouts_without_a_trainable_token_are_an_error_with_its_cause(model: Path) -> None:

@@ -21,14 +21,14 @@ def tally_of(rollouts: Sequence[Rollout], reward: RewardMix = PROGRESS_REWARD) -
         total.add(rollout)
     scored = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     n, tapes = len(rollouts), [tape_of(rollout) for rollout in rollouts]
-    groups: dict[str, set[float]] = {}
+    taught = [one for one, tape in zip(rollouts, tapes, strict=True) if one.reward is not None and tape.branches]
+    groups: dict[str, set[float]] = {}  # of what has a token: the rest has no advantage either
     parts = {name: 0.0 for name in ("format", "progress", "solved") if getattr(reward, name)}
-    for rollout, tape in zip(rollouts, tapes, strict=True):
-        if rollout.reward is not None and tape.branches:  # what has no token has no advantage either
-            groups.setdefault(rollout.task_id, set()).add(round(reward(rollout), 6))  # the trainer counts in 32 bits
-            parts = {name: parts[name] + worth for name, worth in reward.parts(rollout).items()}
+    for rollout in taught:
+        groups.setdefault(rollout.task_id, set()).add(round(reward(rollout), 6))  # the trainer counts in 32 bits
+        parts = {name: parts[name] + worth for name, worth in reward.parts(rollout).items()}
     return {
-        **{f"reward_{name}": (worth, len(scored)) for name, worth in parts.items()},
+        **{f"reward_{name}": (worth, len(taught)) for name, worth in parts.items()},
         "progress": (sum(scored), len(scored)),
         "solved": (total.solved, n),
         "errors": (total.errors, n),
